@@ -1,0 +1,115 @@
+// What the workers of one CPU call share. Plain data: compiled once, used by every instruction set.
+#pragma once
+
+#include <sched.h>
+
+#include <cstdint>
+
+#include "lstm.h"
+#include "schedule.h"
+
+namespace masked_lstm {
+
+constexpr int kMaxSlots = 24;
+
+// Items taken one by one by whichever workers have started.
+struct alignas(64) WorkQueue {
+  int64_t size = 0;
+  int64_t next = 0;
+  int64_t done = 0;
+
+  // The next item, or -1.
+  MASKED_LSTM_INLINE int64_t Take() {
+    const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+    return item < size ? item : -1;
+  }
+  MASKED_LSTM_INLINE void Finish(int64_t items) { __atomic_fetch_add(&done, items, __ATOMIC_RELEASE); }
+
+  // Returns when every item is done. Only items that some worker has begun can be outstanding, so
+  // this cannot wait for a thread that never starts.
+  MASKED_LSTM_INLINE void WaitAll() const {
+    for (int spin = 0; __atomic_load_n(&done, __ATOMIC_ACQUIRE) < size; ++spin) {
+      if (spin < 2000) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      } else {
+        sched_yield();
+      }
+    }
+  }
+};
+
+struct ForwardJob {
+  const LstmForward* call;
+  Schedule schedule;
+  WorkQueue pack;  // panels of weights
+  WorkQueue rows;  // rows of the batch, longest first
+  void* packed;    // panels, then packed bias
+  char* worker_memory;
+  size_t worker_bytes;
+  int slots;  // per worker
+};
+
+struct BackwardJob {
+  const LstmBackward* call;
+  const void* reserve;  // the call's, or the recomputed one
+  Schedule schedule;
+  WorkQueue pack;
+  WorkQueue rows;
+  WorkQueue weights;  // pieces of the weight gradients
+  int64_t weight_rows;  // rows of d_kernel or d_recurrent_kernel in one piece
+  void* packed;
+  int64_t* x_rows;  // (N) b*T+t of each compact row
+  char* worker_memory;
+  size_t worker_bytes;
+  int slots;
+};
+
+// One instruction set's compiled code. Index of the arrays: DType.
+struct CpuKernels {
+  const char* name;
+  int vector_bytes;
+  int tile_rows;
+  void (*forward[2])(ForwardJob* job, int worker);
+  void (*backward[2])(BackwardJob* job, int worker);
+  // For tests and benchmarks: y[n] = f(x[n]); multiply-adds in registers, returns the flops done.
+  void (*sigmoid[2])(const void* x, void* y, int64_t n);
+  void (*tanh[2])(const void* x, void* y, int64_t n);
+  double (*multiply_add_loop[2])(int64_t iterations);
+};
+
+// Layout of the packed weights and of a worker's memory; shared by who allocates and who uses.
+struct CpuLayout {
+  int64_t width;          // values in a vector
+  int64_t panel_columns;  // 4 * width
+  int64_t input_dim, units;
+
+  MASKED_LSTM_INLINE static int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+  MASKED_LSTM_INLINE static int64_t Panels(int64_t n, int64_t per_panel) { return (n + per_panel - 1) / per_panel; }
+
+  // Forward: a panel holds `width` units of all four gates, D + U rows.
+  MASKED_LSTM_INLINE int64_t forward_panels() const { return Panels(units, width); }
+  MASKED_LSTM_INLINE int64_t forward_panel_size() const { return (input_dim + units) * panel_columns; }
+  MASKED_LSTM_INLINE int64_t forward_packed() const {
+    return forward_panels() * (forward_panel_size() + panel_columns);
+  }
+  // Backward: a panel holds 4*width columns of recurrent_kernel^T, or of kernel^T for dx; 4U rows.
+  MASKED_LSTM_INLINE int64_t recurrent_panels() const { return Panels(units, panel_columns); }
+  MASKED_LSTM_INLINE int64_t input_panels() const { return Panels(input_dim, panel_columns); }
+  MASKED_LSTM_INLINE int64_t backward_panel_size() const { return 4 * units * panel_columns; }
+
+  // A slot's row of h, c, dh or dc. The odd cache line keeps rows off each other's L1 sets.
+  MASKED_LSTM_INLINE int64_t slot_stride() const { return RoundUp(units, panel_columns) + 64 / 4; }
+  MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
+  MASKED_LSTM_INLINE int64_t forward_worker(int slots) const { return 3 * slots * slot_stride() + saved_tiles(slots); }
+  MASKED_LSTM_INLINE int64_t backward_worker(int slots) const {
+    return 2 * slots * slot_stride() + saved_tiles(slots) + kWeightBlock * panel_columns;
+  }
+
+  // Valid steps summed in registers before a weight gradient is added to; part of the result's
+  // definition (the order of summation), so it must not depend on the threads.
+  static constexpr int64_t kWeightBlock = 128;
+};
+
+}  // namespace masked_lstm

@@ -1,0 +1,99 @@
+// One vector register of T for the instruction set this file is compiled for (MASKED_LSTM_VECTOR_BYTES
+// wide). Written with the compilers' vector extensions: only the fused multiply-add needs intrinsics.
+// No standard-library templates in the headers of csrc/cpu, for the reason force_inline.h gives.
+#pragma once
+
+#include <cstdint>
+
+#include "force_inline.h"
+
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+namespace masked_lstm {
+namespace MASKED_LSTM_ISA_NAMESPACE {
+
+template <typename T>
+struct VecOf;
+
+template <>
+struct VecOf<float> {
+  typedef float Type __attribute__((vector_size(MASKED_LSTM_VECTOR_BYTES)));
+  typedef int32_t Bits __attribute__((vector_size(MASKED_LSTM_VECTOR_BYTES)));
+};
+
+template <>
+struct VecOf<double> {
+  typedef double Type __attribute__((vector_size(MASKED_LSTM_VECTOR_BYTES)));
+  typedef int64_t Bits __attribute__((vector_size(MASKED_LSTM_VECTOR_BYTES)));
+};
+
+template <typename T>
+using Vec = typename VecOf<T>::Type;
+template <typename T>
+using Bits = typename VecOf<T>::Bits;
+
+template <typename T>
+constexpr int kWidth = MASKED_LSTM_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> Load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename T>
+MASKED_LSTM_INLINE void Store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+// The first n < kWidth lanes; the others read as zero and are not written.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> LoadFirst(const T* p, int64_t n) {
+  if (n >= kWidth<T>) return Load(p);
+  Vec<T> v = {};
+  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
+  return v;
+}
+
+template <typename T>
+MASKED_LSTM_INLINE void StoreFirst(T* p, Vec<T> v, int64_t n) {
+  if (n >= kWidth<T>) return Store(p, v);
+  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> Broadcast(T value) {
+  return value - Vec<T>{};  // value - 0: every lane, exactly, -0 and NaN included
+}
+
+// a * b + c, rounded once where the instruction set can. Files are compiled with
+// -ffp-contract=off, so that no other product is fused and bits do not depend on the optimiser.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> MulAdd(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return a * b + c;
+}
+#if MASKED_LSTM_VECTOR_BYTES == 64 && defined(__AVX512F__)
+template <>
+MASKED_LSTM_INLINE Vec<float> MulAdd<float>(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+template <>
+MASKED_LSTM_INLINE Vec<double> MulAdd<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+#elif MASKED_LSTM_VECTOR_BYTES == 32 && defined(__FMA__)
+template <>
+MASKED_LSTM_INLINE Vec<float> MulAdd<float>(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+template <>
+MASKED_LSTM_INLINE Vec<double> MulAdd<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#endif
+
+}  // namespace MASKED_LSTM_ISA_NAMESPACE
+}  // namespace masked_lstm

@@ -1,0 +1,96 @@
+#include "host/arguments.h"
+
+#include <cstdio>
+
+namespace masked_lstm {
+namespace {
+
+// "(2, 3, 4)"; ranks above 3 end in "...".
+void Print(int rank, const int64_t* dims, char (&text)[96]) {
+  int at = std::snprintf(text, sizeof(text), "(");
+  for (int i = 0; i < rank && i < 3; ++i) {
+    at += std::snprintf(text + at, sizeof(text) - at, "%s%lld", i == 0 ? "" : ", ",
+                        static_cast<long long>(dims[i]));
+  }
+  std::snprintf(text + at, sizeof(text) - at, rank > 3 ? ", ...)" : rank == 1 ? ",)" : ")");
+}
+
+}  // namespace
+
+Status CheckShape(const char* name, const ArgumentShape& shape, int rank, const int64_t (&dims)[3],
+                  const char* letters) noexcept {
+  bool same = shape.rank == rank;
+  for (int i = 0; same && i < rank; ++i) same = shape.dims[i] == dims[i];
+  if (same) return OkStatus();
+  char expected[96], got[96];
+  Print(rank, dims, expected);
+  Print(shape.rank, shape.dims, got);
+  return Error(StatusCode::kInvalidArgument, "%s: expected shape %s = %s, got %s", name, letters,
+               expected, got);
+}
+
+Status CheckArguments(const ArgumentShapes& s, LstmProblem* problem) noexcept {
+  char got[96];
+  if (s.x.rank != 3) {
+    Print(s.x.rank, s.x.dims, got);
+    return Error(StatusCode::kInvalidArgument,
+                 "inputs: expected shape (batch, timesteps, input_dim), got %s", got);
+  }
+  if (s.recurrent_kernel.rank != 2 || s.recurrent_kernel.dims[0] < 1 ||
+      s.recurrent_kernel.dims[1] / 4 != s.recurrent_kernel.dims[0] ||
+      s.recurrent_kernel.dims[1] % 4 != 0) {
+    Print(s.recurrent_kernel.rank, s.recurrent_kernel.dims, got);
+    return Error(StatusCode::kInvalidArgument,
+                 "recurrent_kernel: expected shape (units, 4*units) with units >= 1, got %s", got);
+  }
+  const int64_t batch = s.x.dims[0], timesteps = s.x.dims[1], input_dim = s.x.dims[2];
+  const int64_t units = s.recurrent_kernel.dims[0], columns = s.recurrent_kernel.dims[1];
+  MASKED_LSTM_RETURN_IF_ERROR(
+      CheckShape("kernel", s.kernel, 2, {input_dim, columns, 0}, "(input_dim, 4*units)"));
+  if (s.bias.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(CheckShape("bias", s.bias, 1, {columns, 0, 0}, "(4*units,)"));
+  }
+  if (s.h0.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(
+        CheckShape("initial_state[0] (h)", s.h0, 2, {batch, units, 0}, "(batch, units)"));
+  }
+  if (s.c0.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(
+        CheckShape("initial_state[1] (c)", s.c0, 2, {batch, units, 0}, "(batch, units)"));
+  }
+  if (s.mask.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(
+        CheckShape("mask", s.mask, 2, {batch, timesteps, 0}, "(batch, timesteps)"));
+  }
+  if (s.sequence_lengths.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(
+        CheckShape("sequence_lengths", s.sequence_lengths, 1, {batch, 0, 0}, "(batch,)"));
+  }
+  problem->batch = batch;
+  problem->timesteps = timesteps;
+  problem->input_dim = input_dim;
+  problem->units = units;
+  return OkStatus();
+}
+
+Status CheckResultGradients(const LstmProblem& p, const ArgumentShape& d_outputs,
+                            const ArgumentShape& d_h, const ArgumentShape& d_c) noexcept {
+  if (d_outputs.rank >= 0) {
+    if (p.return_sequences) {
+      MASKED_LSTM_RETURN_IF_ERROR(CheckShape("d_outputs", d_outputs, 3, {p.batch, p.timesteps, p.units},
+                                 "(batch, timesteps, units)"));
+    } else {
+      MASKED_LSTM_RETURN_IF_ERROR(
+          CheckShape("d_outputs", d_outputs, 2, {p.batch, p.units, 0}, "(batch, units)"));
+    }
+  }
+  if (d_h.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(CheckShape("d_h", d_h, 2, {p.batch, p.units, 0}, "(batch, units)"));
+  }
+  if (d_c.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(CheckShape("d_c", d_c, 2, {p.batch, p.units, 0}, "(batch, units)"));
+  }
+  return OkStatus();
+}
+
+}  // namespace masked_lstm

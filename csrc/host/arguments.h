@@ -1,0 +1,31 @@
+// Shapes of a call's arguments, checked once for both bindings.
+#pragma once
+
+#include <cstdint>
+
+#include "lstm.h"
+
+namespace masked_lstm {
+
+struct ArgumentShape {
+  int rank = -1;  // -1: not given
+  int64_t dims[3] = {0, 0, 0};  // the first three
+};
+
+struct ArgumentShapes {
+  ArgumentShape x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths;
+};
+
+// Sets batch, timesteps, input_dim and units of *problem. Errors: kInvalidArgument naming the
+// argument, the shape expected and the one that came.
+Status CheckArguments(const ArgumentShapes& shapes, LstmProblem* problem) noexcept;
+
+// One argument against its expected shape, e.g. ("d_h", shape, 2, {batch, units}, "(batch, units)").
+Status CheckShape(const char* name, const ArgumentShape& shape, int rank, const int64_t (&dims)[3],
+                  const char* letters) noexcept;
+
+// The gradients that arrive at the results of `problem`.
+Status CheckResultGradients(const LstmProblem& problem, const ArgumentShape& d_outputs,
+                            const ArgumentShape& d_h, const ArgumentShape& d_c) noexcept;
+
+}  // namespace masked_lstm

@@ -1,0 +1,108 @@
+// The LSTM that computes only the timesteps that exist: the only public header of the core.
+//
+// Letters, used everywhere in csrc/:
+//   B batch, T timesteps (as padded), D input_dim, U units, N valid timesteps of the whole batch.
+// Layouts (all dense, row-major):
+//   x (B,T,D)   kernel (D,4U)   recurrent_kernel (U,4U)   bias (4U)   h, c (B,U)
+//   The 4U columns are four blocks of U in Keras' order i, f, c, o.
+// Cell:
+//   i, f, o = sigmoid(x.W + h.R + b), g = tanh(...),  c' = f*c + i*g,  h' = o*tanh(c')
+//
+// The core allocates nothing, keeps no state between calls, starts no thread and never throws. The
+// caller gives buffers, workspace and threads. x, d_outputs and the like are never read at a masked
+// step where the contract (docs/contract.md) says so: NaN in padding reaches no result.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "status.h"
+
+namespace masked_lstm {
+
+enum class DType { kFloat32 = 0, kFloat64 = 1 };
+
+enum class Isa { kAuto = -1, kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// Threads lent by the caller for one core call.
+//
+// `run(context, workers, body, argument)` calls body(argument, worker) with worker = 0 on the
+// calling thread and, as threads come free, with distinct 1 <= worker < workers on others; it
+// returns once every body that began has returned. A body that never begins is not waited for, so a
+// pool with one thread, or a busy one, costs time but cannot hang.
+struct Threads {
+  int workers = 1;          // upper bound, >= 1
+  void* context = nullptr;  // handed to run
+  void (*run)(void* context, int workers, void (*body)(void* argument, int worker),
+              void* argument) = nullptr;  // may be null when workers == 1
+};
+
+// What is computed; shared by the forward and the backward call. All pointers are host memory.
+struct LstmProblem {
+  DType dtype = DType::kFloat32;
+  int64_t batch = 0, timesteps = 0, input_dim = 0, units = 0;
+  // Steps are walked from the last valid one to the first; outputs stand in processing order.
+  bool go_backwards = false;
+  // Output at a masked step: zeros, instead of the previous output.
+  bool zero_output_for_mask = false;
+  // outputs is (B,T,U), else (B,U): the last valid step's output, zeros for a row with none.
+  bool return_sequences = true;
+  Isa isa = Isa::kAuto;
+
+  const void* x = nullptr;                 // (B,T,D) dtype, in
+  const void* kernel = nullptr;            // (D,4U) dtype, in
+  const void* recurrent_kernel = nullptr;  // (U,4U) dtype, in
+  const void* bias = nullptr;              // (4U) dtype, in; null: zeros
+  const void* h0 = nullptr;                // (B,U) dtype, in; null: zeros
+  const void* c0 = nullptr;                // (B,U) dtype, in; null: zeros
+  // At most one of the two; with neither every step is valid.
+  const uint8_t* mask = nullptr;              // (B,T) bytes, nonzero = use the step, in
+  const int32_t* sequence_lengths = nullptr;  // (B), in; each in [0,T], else an error
+};
+
+struct LstmForward {
+  LstmProblem problem;
+  void* outputs = nullptr;  // (B,T,U) or (B,U) dtype, out; null: not wanted
+  void* h = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias h0
+  void* c = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias c0
+  // What the backward pass needs: N*5U values, out; null for inference. Activated gates (N,4U), then
+  // cell states (N,U), rows compact in batch order, within a sequence in processing order.
+  void* reserve = nullptr;
+  void* workspace = nullptr;  // LstmForwardWorkspaceBytes bytes, any alignment
+  size_t workspace_bytes = 0;
+};
+
+struct LstmBackward {
+  LstmProblem problem;
+  const void* reserve = nullptr;    // N*5U values from the forward call, in; null: recomputed
+  void* scratch = nullptr;          // N*5U values, overwritten; may be the reserve's own memory
+  const void* d_outputs = nullptr;  // like outputs, in; null: zeros
+  const void* d_h = nullptr;        // (B,U), in; null: zeros
+  const void* d_c = nullptr;        // (B,U), in; null: zeros
+  void* dx = nullptr;               // (B,T,D), out, 0 at masked steps; null: not wanted
+  void* d_kernel = nullptr;         // (D,4U), out; null: not wanted
+  void* d_recurrent_kernel = nullptr;  // (U,4U), out; null: not wanted
+  void* d_bias = nullptr;              // (4U), out; null: not wanted
+  void* dh0 = nullptr;                 // (B,U), out; null: not wanted; may not alias d_h
+  void* dc0 = nullptr;                 // (B,U), out; null: not wanted; may not alias d_c
+  void* workspace = nullptr;           // LstmBackwardWorkspaceBytes bytes, any alignment
+  size_t workspace_bytes = 0;
+};
+
+// Checks sizes, pointers of the schedule and every length; on success *steps = N.
+// Errors: kInvalidArgument (a size below 0 or units = 0, a product that overflows, both mask and
+// lengths, a length outside [0,T]); nothing has been computed then.
+Status CountValidSteps(const LstmProblem& problem, int64_t* steps) noexcept;
+
+// Bytes of workspace for a call with at most `workers` threads. Same errors as above, and
+// kUnsupported when this CPU lacks problem.isa.
+Status LstmForwardWorkspaceBytes(const LstmProblem& problem, int workers, size_t* bytes) noexcept;
+Status LstmBackwardWorkspaceBytes(const LstmProblem& problem, bool have_reserve, int workers,
+                                  size_t* bytes) noexcept;
+
+// Outputs, states, dx, dh0 and dc0 of a sequence do not depend, bit by bit, on the rest of the batch,
+// the padding or the threads; weight gradients do not depend on the threads.
+Status RunLstmForward(const LstmForward& call, const Threads& threads) noexcept;
+Status RunLstmBackward(const LstmBackward& call, const Threads& threads) noexcept;
+
+}  // namespace masked_lstm

@@ -1,0 +1,282 @@
+// masked_lstm._core: the core over NumPy arrays. Thin: python/masked_lstm/core.py makes arrays of one
+// dtype, C-contiguous, before it calls; shapes are checked here.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/cpu_lstm.h"
+#include "cpu/float_mode.h"
+#include "host/arguments.h"
+#include "host/environment.h"
+#include "host/kernel_calls.h"
+#include "lstm.h"
+#include "python/thread_pool.h"
+
+namespace py = pybind11;
+
+namespace masked_lstm {
+namespace {
+
+using Array = py::array;
+using MaybeArray = std::optional<py::array>;
+
+void ThrowIfError(const Status& status) {
+  if (!status.ok()) throw py::value_error(status.message);
+}
+
+ArgumentShape ShapeOf(const Array& array) {
+  ArgumentShape shape;
+  shape.rank = static_cast<int>(array.ndim());
+  for (int i = 0; i < shape.rank && i < 3; ++i) shape.dims[i] = array.shape(i);
+  return shape;
+}
+
+ArgumentShape ShapeOf(const MaybeArray& array) {
+  return array ? ShapeOf(*array) : ArgumentShape();
+}
+
+Array NewArray(const py::dtype& dtype, std::vector<py::ssize_t> shape) {
+  return Array(dtype, std::move(shape));
+}
+
+const void* DataOf(const MaybeArray& array) { return array ? array->data() : nullptr; }
+
+struct Options {
+  bool go_backwards, zero_output_for_mask, return_sequences;
+  int threads;
+  std::optional<std::string> isa;
+};
+
+// The arguments every call has.
+struct Inputs {
+  Array x, kernel, recurrent_kernel;
+  MaybeArray bias, h0, c0, mask, sequence_lengths;
+
+  LstmProblem Problem(const Options& options) const {
+    LstmProblem p;
+    p.dtype = x.itemsize() == 8 ? DType::kFloat64 : DType::kFloat32;
+    p.go_backwards = options.go_backwards;
+    p.zero_output_for_mask = options.zero_output_for_mask;
+    p.return_sequences = options.return_sequences;
+    if (options.isa) {
+      ThrowIfError(ParseIsa(options.isa->c_str(), &p.isa));
+    } else {
+      ThrowIfError(IsaFromEnvironment(&p.isa));
+    }
+    ThrowIfError(CheckArguments({ShapeOf(x), ShapeOf(kernel), ShapeOf(recurrent_kernel),
+                                 ShapeOf(bias), ShapeOf(h0), ShapeOf(c0), ShapeOf(mask),
+                                 ShapeOf(sequence_lengths)},
+                                &p));
+    p.x = x.data();
+    p.kernel = kernel.data();
+    p.recurrent_kernel = recurrent_kernel.data();
+    p.bias = DataOf(bias);
+    p.h0 = DataOf(h0);
+    p.c0 = DataOf(c0);
+    p.mask = static_cast<const uint8_t*>(DataOf(mask));
+    p.sequence_lengths = static_cast<const int32_t*>(DataOf(sequence_lengths));
+    return p;
+  }
+};
+
+// Kept per thread between calls: fresh pages cost more than the arithmetic of a small call.
+struct Workspace {
+  std::unique_ptr<char[]> memory;
+  size_t bytes = 0;
+  void Reserve(size_t need) {
+    if (need <= bytes) return;
+    memory.reset();
+    memory.reset(new char[need]);
+    bytes = need;
+  }
+};
+thread_local Workspace workspace;
+
+py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias, MaybeArray h0,
+                  MaybeArray c0, MaybeArray mask, MaybeArray sequence_lengths, bool go_backwards,
+                  bool zero_output_for_mask, bool return_sequences, bool save_reserve, int threads,
+                  std::optional<std::string> isa) {
+  const Inputs inputs = {x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths};
+  LstmForward call;
+  call.problem = inputs.Problem(
+      {go_backwards, zero_output_for_mask, return_sequences, threads, std::move(isa)});
+  const LstmProblem& p = call.problem;
+  int64_t steps = 0;
+  size_t bytes = 0;
+  ThrowIfError(CountValidSteps(p, &steps));
+  ThrowIfError(LstmForwardWorkspaceBytes(p, threads, &bytes));
+  const py::dtype dtype = x.dtype();
+  Array outputs = return_sequences ? NewArray(dtype, {p.batch, p.timesteps, p.units})
+                                   : NewArray(dtype, {p.batch, p.units});
+  Array h = NewArray(dtype, {p.batch, p.units}), c = NewArray(dtype, {p.batch, p.units});
+  py::object reserve = py::none();
+  if (save_reserve) {
+    Array saved = NewArray(dtype, {steps * 5 * p.units});
+    call.reserve = saved.mutable_data();
+    reserve = saved;
+  }
+  call.outputs = outputs.mutable_data();
+  call.h = h.mutable_data();
+  call.c = c.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    workspace.Reserve(bytes);
+    call.workspace = workspace.memory.get();
+    call.workspace_bytes = workspace.bytes;
+    status = RunLstmForward(call, PoolThreads(threads));
+  }
+  ThrowIfError(status);
+  CountCpuCall(p.isa, p.dtype, Pass::kForward);
+  return py::make_tuple(outputs, h, c, reserve);
+}
+
+py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias, MaybeArray h0,
+                   MaybeArray c0, MaybeArray mask, MaybeArray sequence_lengths, MaybeArray reserve,
+                   MaybeArray d_outputs, MaybeArray d_h, MaybeArray d_c, bool go_backwards,
+                   bool zero_output_for_mask, bool return_sequences, int threads,
+                   std::optional<std::string> isa) {
+  const Inputs inputs = {x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths};
+  LstmBackward call;
+  call.problem = inputs.Problem(
+      {go_backwards, zero_output_for_mask, return_sequences, threads, std::move(isa)});
+  const LstmProblem& p = call.problem;
+  int64_t steps = 0;
+  size_t bytes = 0;
+  ThrowIfError(CountValidSteps(p, &steps));
+  ThrowIfError(CheckResultGradients(p, ShapeOf(d_outputs), ShapeOf(d_h), ShapeOf(d_c)));
+  if (reserve) {
+    ThrowIfError(CheckShape("reserve", ShapeOf(reserve), 1, {steps * 5 * p.units, 0, 0},
+                            "(5 * units * valid steps,)"));
+  }
+  ThrowIfError(LstmBackwardWorkspaceBytes(p, reserve.has_value(), threads, &bytes));
+  const py::dtype dtype = x.dtype();
+  Array scratch = NewArray(dtype, {steps * 5 * p.units});
+  Array dx = NewArray(dtype, {p.batch, p.timesteps, p.input_dim});
+  Array d_kernel = NewArray(dtype, {p.input_dim, 4 * p.units});
+  Array d_recurrent_kernel = NewArray(dtype, {p.units, 4 * p.units});
+  Array d_bias = NewArray(dtype, {4 * p.units});
+  Array dh0 = NewArray(dtype, {p.batch, p.units}), dc0 = NewArray(dtype, {p.batch, p.units});
+  call.reserve = DataOf(reserve);
+  call.scratch = scratch.mutable_data();
+  call.d_outputs = DataOf(d_outputs);
+  call.d_h = DataOf(d_h);
+  call.d_c = DataOf(d_c);
+  call.dx = dx.mutable_data();
+  call.d_kernel = d_kernel.mutable_data();
+  call.d_recurrent_kernel = d_recurrent_kernel.mutable_data();
+  call.d_bias = d_bias.mutable_data();
+  call.dh0 = dh0.mutable_data();
+  call.dc0 = dc0.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    workspace.Reserve(bytes);
+    call.workspace = workspace.memory.get();
+    call.workspace_bytes = workspace.bytes;
+    status = RunLstmBackward(call, PoolThreads(threads));
+  }
+  ThrowIfError(status);
+  CountCpuCall(p.isa, p.dtype, Pass::kBackward);
+  return py::make_tuple(dx, d_kernel, d_recurrent_kernel, d_bias, dh0, dc0);
+}
+
+std::map<std::string, int64_t> Calls() {
+  std::map<std::string, int64_t> calls;
+  char name[64];
+  for (int i = 0;; ++i) {
+    const int64_t count = KernelCalls(i, name, sizeof(name));
+    if (count < 0) return calls;
+    if (count > 0) calls[name] = count;
+  }
+}
+
+std::vector<std::string> SupportedIsas() {
+  std::vector<std::string> names;
+  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
+    if (IsaSupported(isa)) names.push_back(IsaName(isa));
+  }
+  return names;
+}
+
+std::string IsaInUse() {
+  Isa isa;
+  ThrowIfError(IsaFromEnvironment(&isa));
+  return IsaName(isa);
+}
+
+const CpuKernels& KernelsNamed(const std::string& name) {
+  Isa isa;
+  const CpuKernels* kernels = nullptr;
+  ThrowIfError(ParseIsa(name.c_str(), &isa));
+  ThrowIfError(FindCpuKernels(isa, &kernels));
+  return *kernels;
+}
+
+// sigmoid or tanh as the kernels compute it; for tests.
+Array Activation(const std::string& name, Array x, const std::string& isa) {
+  const CpuKernels& kernels = KernelsNamed(isa);
+  if (name != "sigmoid" && name != "tanh") {
+    throw py::value_error("name: expected sigmoid or tanh, got '" + name + "'");
+  }
+  Array y = NewArray(x.dtype(), {x.size()});
+  const int dtype = x.itemsize() == 8;
+  const ScopedFloatMode mode;
+  (name == "tanh" ? kernels.tanh : kernels.sigmoid)[dtype](x.data(), y.mutable_data(), x.size());
+  return y;
+}
+
+double MultiplyAddRate(double seconds, int threads, bool float64, const std::string& isa) {
+  const CpuKernels& kernels = KernelsNamed(isa);
+  struct Measure {
+    double (*loop)(int64_t);
+    double seconds;
+    std::mutex mutex;
+    double rate = 0;
+    static void Body(void* argument, int) {
+      Measure& m = *static_cast<Measure*>(argument);
+      using Clock = std::chrono::steady_clock;
+      double flops = 0, elapsed = 0;
+      for (const Clock::time_point start = Clock::now(); elapsed < m.seconds;) {
+        flops += m.loop(20000);
+        elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+      }
+      std::lock_guard<std::mutex> lock(m.mutex);
+      m.rate += flops / elapsed;
+    }
+  } measure;
+  measure.loop = kernels.multiply_add_loop[float64];
+  measure.seconds = seconds;
+  py::gil_scoped_release release;
+  const Threads pool = PoolThreads(threads);
+  if (threads == 1) {
+    Measure::Body(&measure, 0);
+  } else {
+    pool.run(pool.context, threads, Measure::Body, &measure);
+  }
+  return measure.rate;
+}
+
+}  // namespace
+}  // namespace masked_lstm
+
+PYBIND11_MODULE(_core, m) {
+  using namespace masked_lstm;
+  m.doc() = "The masked LSTM core over NumPy arrays; use masked_lstm.core.";
+  m.def("forward", Forward);
+  m.def("backward", Backward);
+  m.def("kernel_calls", Calls);
+  m.def("isas", SupportedIsas);
+  m.def("isa", IsaInUse);
+  m.def("activation", Activation);
+  m.def("multiply_add_rate", MultiplyAddRate);
+}

@@ -1,0 +1,241 @@
+// CPU OpKernels: TensorFlow's tensors and threads handed to the core.
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "host/arguments.h"
+#include "host/environment.h"
+#include "host/kernel_calls.h"
+#include "host/parallel_region.h"
+#include "lstm.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/tensor.h"
+#include "tensorflow/core/lib/core/threadpool.h"
+
+namespace masked_lstm {
+namespace {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+absl::Status ToAbsl(const Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  return status.code == StatusCode::kUnsupported ? absl::UnimplementedError(status.message)
+                                                 : absl::InvalidArgumentError(status.message);
+}
+
+ArgumentShape ShapeOf(const Tensor& tensor) {
+  ArgumentShape shape;
+  shape.rank = tensor.dims();
+  for (int i = 0; i < shape.rank && i < 3; ++i) shape.dims[i] = tensor.dim_size(i);
+  return shape;
+}
+
+const void* Data(const Tensor& tensor) { return tensor.data(); }
+void* MutableData(Tensor* tensor) { return tensor->data(); }
+
+void RunOnPool(void* context, int workers, void (*body)(void*, int), void* argument) {
+  auto* pool = static_cast<tensorflow::thread::ThreadPool*>(context);
+  ParallelRegion::Run(workers, body, argument,
+                      [pool](auto closure) { pool->Schedule(std::move(closure)); });
+}
+
+// The device's intra-op pool; the calling thread is one of the workers.
+Threads ThreadsOf(OpKernelContext* context) {
+  const auto* device_threads = context->device()->tensorflow_cpu_worker_threads();
+  Threads threads;
+  threads.workers = std::max(1, device_threads->num_threads);
+  threads.context = device_threads->workers;
+  threads.run = RunOnPool;
+  return threads;
+}
+
+// What the forward op and its gradient share: attributes and the first seven inputs.
+class LstmOpBase : public OpKernel {
+ public:
+  explicit LstmOpBase(OpKernelConstruction* construction) : OpKernel(construction) {
+    OP_REQUIRES_OK(construction, construction->GetAttr("go_backwards", &go_backwards_));
+    OP_REQUIRES_OK(construction,
+                   construction->GetAttr("zero_output_for_mask", &zero_output_for_mask_));
+    OP_REQUIRES_OK(construction, construction->GetAttr("return_sequences", &return_sequences_));
+  }
+
+ protected:
+  absl::Status ReadProblem(OpKernelContext* context, LstmProblem* p, int64_t* steps) const {
+    const Tensor& mask = context->input(6);
+    ArgumentShapes shapes{ShapeOf(context->input(0)), ShapeOf(context->input(1)),
+                          ShapeOf(context->input(2)), ShapeOf(context->input(3)),
+                          ShapeOf(context->input(4)), ShapeOf(context->input(5)), {}, {}};
+    if (mask.dtype() == tensorflow::DT_BOOL) {
+      shapes.mask = ShapeOf(mask);
+      p->mask = static_cast<const uint8_t*>(Data(mask));
+    } else if (mask.dims() > 0) {
+      shapes.sequence_lengths = ShapeOf(mask);
+      p->sequence_lengths = static_cast<const int32_t*>(Data(mask));
+    }
+    TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
+    TF_RETURN_IF_ERROR(ToAbsl(IsaFromEnvironment(&p->isa)));
+    p->dtype = context->input(0).dtype() == tensorflow::DT_DOUBLE ? DType::kFloat64
+                                                                  : DType::kFloat32;
+    p->go_backwards = go_backwards_;
+    p->zero_output_for_mask = zero_output_for_mask_;
+    p->return_sequences = return_sequences_;
+    p->x = Data(context->input(0));
+    p->kernel = Data(context->input(1));
+    p->recurrent_kernel = Data(context->input(2));
+    p->bias = Data(context->input(3));
+    p->h0 = Data(context->input(4));
+    p->c0 = Data(context->input(5));
+    return ToAbsl(CountValidSteps(*p, steps));
+  }
+
+  static int64_t ReserveBytes(const LstmProblem& p, int64_t steps) {
+    return steps * 5 * p.units * (p.dtype == DType::kFloat64 ? 8 : 4);
+  }
+
+  static TensorShape StateShape(const LstmProblem& p) { return TensorShape({p.batch, p.units}); }
+
+ private:
+  bool go_backwards_, zero_output_for_mask_, return_sequences_;
+};
+
+class LstmOp : public LstmOpBase {
+ public:
+  explicit LstmOp(OpKernelConstruction* construction) : LstmOpBase(construction) {
+    OP_REQUIRES_OK(construction, construction->GetAttr("save_reserve", &save_reserve_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    LstmForward call;
+    LstmProblem& p = call.problem;
+    int64_t steps = 0;
+    OP_REQUIRES_OK(context, ReadProblem(context, &p, &steps));
+
+    // In a graph the executor knows whether a gradient or anybody else reads an output.
+    const bool save = save_reserve_ && context->output_required(3);
+    const bool write_outputs = context->output_required(0);
+    Tensor *outputs = nullptr, *h = nullptr, *c = nullptr, *reserve = nullptr, workspace;
+    if (write_outputs) {
+      OP_REQUIRES_OK(context, context->allocate_output(
+                                  0,
+                                  p.return_sequences
+                                      ? TensorShape({p.batch, p.timesteps, p.units})
+                                      : StateShape(p),
+                                  &outputs));
+      call.outputs = MutableData(outputs);
+    }
+    OP_REQUIRES_OK(context, context->allocate_output(1, StateShape(p), &h));
+    OP_REQUIRES_OK(context, context->allocate_output(2, StateShape(p), &c));
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(
+                       3, TensorShape({save ? ReserveBytes(p, steps) : int64_t{0}}), &reserve));
+    call.h = MutableData(h);
+    call.c = MutableData(c);
+    if (save) call.reserve = MutableData(reserve);
+
+    const Threads threads = ThreadsOf(context);
+    OP_REQUIRES_OK(context, ToAbsl(LstmForwardWorkspaceBytes(p, threads.workers,
+                                                             &call.workspace_bytes)));
+    OP_REQUIRES_OK(context, context->allocate_temp(
+                                tensorflow::DT_UINT8,
+                                TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
+                                &workspace));
+    call.workspace = MutableData(&workspace);
+    OP_REQUIRES_OK(context, ToAbsl(RunLstmForward(call, threads)));
+    CountCpuCall(p.isa, p.dtype, Pass::kForward);
+  }
+
+ private:
+  bool save_reserve_;
+};
+
+class LstmGradOp : public LstmOpBase {
+ public:
+  using LstmOpBase::LstmOpBase;
+
+  void Compute(OpKernelContext* context) override {
+    constexpr int kReserve = 7, kDOutputs = 8, kDH = 9, kDC = 10;
+    LstmBackward call;
+    LstmProblem& p = call.problem;
+    int64_t steps = 0;
+    OP_REQUIRES_OK(context, ReadProblem(context, &p, &steps));
+    OP_REQUIRES_OK(context, ToAbsl(CheckResultGradients(p, ShapeOf(context->input(kDOutputs)),
+                                                        ShapeOf(context->input(kDH)),
+                                                        ShapeOf(context->input(kDC)))));
+    const Tensor& reserve = context->input(kReserve);
+    const TensorShape scratch_shape({ReserveBytes(p, steps)});
+    if (reserve.NumElements() > 0) {
+      OP_REQUIRES(context, reserve.shape() == scratch_shape,
+                  absl::InvalidArgumentError(absl::StrCat(
+                      "reserve: expected shape ", scratch_shape.DebugString(), " as MaskedLstm gave",
+                      " for the same inputs, got ", reserve.shape().DebugString())));
+      call.reserve = Data(reserve);
+    }
+    call.d_outputs = Data(context->input(kDOutputs));
+    call.d_h = Data(context->input(kDH));
+    call.d_c = Data(context->input(kDC));
+
+    const struct {
+      TensorShape shape;
+      void** data;
+    } results[] = {{TensorShape({p.batch, p.timesteps, p.input_dim}), &call.dx},
+                   {TensorShape({p.input_dim, 4 * p.units}), &call.d_kernel},
+                   {TensorShape({p.units, 4 * p.units}), &call.d_recurrent_kernel},
+                   {TensorShape({4 * p.units}), &call.d_bias},
+                   {StateShape(p), &call.dh0},
+                   {StateShape(p), &call.dc0}};
+    for (int i = 0; i < 6; ++i) {
+      if (!context->output_required(i)) continue;
+      Tensor* result = nullptr;
+      OP_REQUIRES_OK(context, context->allocate_output(i, results[i].shape, &result));
+      *results[i].data = MutableData(result);
+    }
+
+    // The reserve itself is the scratch memory when nobody else holds it.
+    Tensor scratch;
+    std::unique_ptr<Tensor> reused = context->forward_input(
+        kReserve, OpKernelContext::Params::kNoReservation, tensorflow::DT_UINT8, scratch_shape,
+        tensorflow::DEVICE_MEMORY, tensorflow::AllocatorAttributes());
+    if (reused != nullptr) {
+      scratch = *reused;
+    } else {
+      OP_REQUIRES_OK(context,
+                     context->allocate_temp(tensorflow::DT_UINT8, scratch_shape, &scratch));
+    }
+    call.scratch = MutableData(&scratch);
+
+    const Threads threads = ThreadsOf(context);
+    Tensor workspace;
+    OP_REQUIRES_OK(context, ToAbsl(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr,
+                                                              threads.workers,
+                                                              &call.workspace_bytes)));
+    OP_REQUIRES_OK(context, context->allocate_temp(
+                                tensorflow::DT_UINT8,
+                                TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
+                                &workspace));
+    call.workspace = MutableData(&workspace);
+    OP_REQUIRES_OK(context, ToAbsl(RunLstmBackward(call, threads)));
+    CountCpuCall(p.isa, p.dtype, Pass::kBackward);
+  }
+};
+
+#define REGISTER_CPU(T)                                                                          \
+  REGISTER_KERNEL_BUILDER(                                                                       \
+      Name("MaskedLstm").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), LstmOp);         \
+  REGISTER_KERNEL_BUILDER(                                                                       \
+      Name("MaskedLstmGrad").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), LstmGradOp)
+REGISTER_CPU(float);
+REGISTER_CPU(double);
+#undef REGISTER_CPU
+
+}  // namespace
+}  // namespace masked_lstm
+
+// For masked_lstm.kernel_calls(), through ctypes: see KernelCalls.
+extern "C" __attribute__((visibility("default"))) int64_t masked_lstm_kernel_calls(
+    int index, char* name, int name_bytes) {
+  return masked_lstm::KernelCalls(index, name, name_bytes);
+}

@@ -1,0 +1,188 @@
+"""The core over NumPy arrays; needs no TensorFlow.
+
+Letters: B batch, T timesteps as padded, D input_dim, U units, N valid timesteps of the whole batch.
+The arithmetic and the meaning of masks: docs/contract.md, and masked_lstm.reference in NumPy.
+"""
+
+import os
+
+import numpy as np
+
+from masked_lstm import _core
+from masked_lstm.results import Forward, Gradients
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _float_array(name, value, dtype=None):
+    array = np.asarray(value)
+    if array.dtype not in _FLOATS or (dtype is not None and array.dtype != dtype):
+        expected = "float32 or float64" if dtype is None else f"{dtype}, as inputs"
+        raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
+    return np.ascontiguousarray(array)
+
+
+def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state):
+    """The native call's first arguments: contiguous arrays of one dtype."""
+    inputs = _float_array("inputs", inputs)
+    dtype = inputs.dtype
+    kernel = _float_array("kernel", kernel, dtype)
+    recurrent_kernel = _float_array("recurrent_kernel", recurrent_kernel, dtype)
+    if bias is not None:
+        bias = _float_array("bias", bias, dtype)
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.dtype != np.bool_:
+            raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
+        mask = np.ascontiguousarray(mask)
+    if sequence_lengths is not None:
+        lengths = np.asarray(sequence_lengths)
+        if lengths.dtype.kind not in "iu":
+            raise TypeError(f"sequence_lengths: expected an integer dtype, got {lengths.dtype}")
+        limits = np.iinfo(np.int32)
+        # Clipping keeps a length that int32 cannot hold out of range, for the core to refuse.
+        lengths = np.clip(lengths, limits.min, limits.max).astype(np.int32)
+        sequence_lengths = np.ascontiguousarray(lengths)
+    h0 = c0 = None
+    if initial_state is not None:
+        if len(initial_state) != 2:
+            raise ValueError(
+                f"initial_state: expected two arrays (h, c), got {len(initial_state)} of them"
+            )
+        h0 = _float_array("initial_state[0] (h)", initial_state[0], dtype)
+        c0 = _float_array("initial_state[1] (c)", initial_state[1], dtype)
+    return inputs, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths
+
+
+def _thread_count(num_threads):
+    if num_threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if int(num_threads) != num_threads or not 1 <= num_threads <= 1024:
+        raise ValueError(f"num_threads: expected a whole number from 1 to 1024, got {num_threads}")
+    return int(num_threads)
+
+
+def forward(
+    inputs,
+    kernel,
+    recurrent_kernel,
+    bias=None,
+    *,
+    mask=None,
+    sequence_lengths=None,
+    initial_state=None,
+    go_backwards=False,
+    zero_output_for_mask=False,
+    return_sequences=True,
+    save_reserve=False,
+    num_threads=None,
+    isa=None,
+):
+    """Runs the LSTM over the valid timesteps of a padded batch.
+
+    Args:
+        inputs: (B,T,D) float32 or float64. Never read at a masked step.
+        kernel: (D,4U), like inputs. Columns in four blocks of U: gates i, f, c, o.
+        recurrent_kernel: (U,4U), like inputs.
+        bias: (4U,), like inputs, or None.
+        mask: (B,T) bool, True = use the step; any pattern. None: every step.
+        sequence_lengths: (B,) integers in [0,T], the short form of a right-padded mask.
+        initial_state: (h, c), each (B,U) like inputs. None: zeros.
+        go_backwards: walk the valid steps from the last to the first; outputs stand in that order.
+        zero_output_for_mask: outputs at masked steps are zeros, not the previous output.
+        return_sequences: outputs of every step, else of the last valid one.
+        save_reserve: keep what `backward` needs.
+        num_threads: threads to use; None: as many as this process may run on. Changes no bit.
+        isa: "generic", "avx2" or "avx512"; None: MASKED_LSTM_ISA from the environment, else the
+            widest this CPU has.
+
+    Returns:
+        Forward(outputs, h, c, reserve).
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong shape, length or option. Nothing has been
+        computed then.
+    """
+    arguments = _arguments(
+        inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state
+    )
+    options = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
+    return Forward(
+        *_core.forward(*arguments, *options, bool(save_reserve), _thread_count(num_threads), isa)
+    )
+
+
+def backward(
+    inputs,
+    kernel,
+    recurrent_kernel,
+    bias=None,
+    reserve=None,
+    d_outputs=None,
+    d_h=None,
+    d_c=None,
+    *,
+    mask=None,
+    sequence_lengths=None,
+    initial_state=None,
+    go_backwards=False,
+    zero_output_for_mask=False,
+    return_sequences=True,
+    num_threads=None,
+    isa=None,
+):
+    """Gradients of every float input of `forward`, called with the same arguments and options.
+
+    Args:
+        reserve: from forward(..., save_reserve=True); None: the forward pass is computed again.
+        d_outputs, d_h, d_c: gradients arriving at forward's results, with their shapes; None: zeros.
+
+    Returns:
+        Gradients(inputs, kernel, recurrent_kernel, bias, h0, c0). The gradient of inputs is exactly
+        0 at masked steps. Weight gradients are summed in an order that depends on the batch alone.
+
+    Raises:
+        TypeError, ValueError: as `forward`.
+    """
+    arguments = _arguments(
+        inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state
+    )
+    dtype = arguments[0].dtype
+    given = {"reserve": reserve, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
+    gradients = [
+        None if value is None else _float_array(name, value, dtype)
+        for name, value in given.items()
+    ]
+    options = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
+    return Gradients(
+        *_core.backward(*arguments, *gradients, *options, _thread_count(num_threads), isa)
+    )
+
+
+def isa():
+    """The instruction set in use: "avx512", "avx2" or "generic"."""
+    return _core.isa()
+
+
+def isas():
+    """Those this CPU (and this build) can run, narrowest first."""
+    return list(_core.isas())
+
+
+def kernel_calls():
+    """Calls through this module, by kernel; masked_lstm.kernel_calls() counts all bindings."""
+    return dict(_core.kernel_calls())
+
+
+def fma_peak(seconds=0.2, num_threads=None, dtype="float32", isa=None):
+    """Measured rate of independent multiply-adds in registers, in flop/s: the ceiling for any kernel.
+
+    Args:
+        seconds: how long to measure. num_threads, isa: as in `forward`. dtype: float32 or float64.
+    """
+    if np.dtype(dtype) not in _FLOATS:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+    wide = np.dtype(dtype) == np.float64
+    return _core.multiply_add_rate(
+        float(seconds), _thread_count(num_threads), wide, isa or _core.isa()
+    )

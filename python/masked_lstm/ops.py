@@ -1,0 +1,222 @@
+"""The TensorFlow ops: loading the library, the functional `lstm`, and its gradient."""
+
+import ctypes
+import pathlib
+
+import tensorflow as tf
+from tensorflow.python.eager import record
+
+_LIBRARY = pathlib.Path(__file__).parent / "libmasked_lstm_ops.so"
+_ops = None
+
+
+def library_path():
+    """Where the op library lies, or would lie."""
+    return _LIBRARY
+
+
+def _check_build():
+    """Raises ImportError unless the library was built for the TensorFlow that is loaded."""
+    advice = "install masked-lstm again, with `pip install --no-build-isolation .`"
+    try:
+        from masked_lstm._build_info import TENSORFLOW_VERSION as built
+    except ImportError:
+        raise ImportError(f"masked_lstm: its native libraries were not built; {advice}") from None
+    if not built or not _LIBRARY.exists():
+        raise ImportError(f"masked_lstm was built without TensorFlow's op; {advice}")
+    if built.split(".")[:2] != tf.__version__.split(".")[:2]:
+        raise ImportError(
+            f"masked_lstm: its op library was built for TensorFlow {built} and cannot be loaded "
+            f"into TensorFlow {tf.__version__}; {advice}"
+        )
+
+
+def load():
+    """Loads the op library (once) and returns its ops.
+
+    Raises:
+        ImportError: it was not built, or built for another minor version of TensorFlow.
+    """
+    global _ops
+    if _ops is None:
+        _check_build()
+        _ops = tf.load_op_library(str(_LIBRARY))
+    return _ops
+
+
+def kernel_calls():
+    """Calls through TensorFlow, by kernel; masked_lstm.kernel_calls() counts all bindings."""
+    load()
+    read = ctypes.CDLL(str(_LIBRARY)).masked_lstm_kernel_calls
+    read.restype = ctypes.c_int64
+    calls, index = {}, 0
+    name = ctypes.create_string_buffer(64)
+    while (count := read(index, name, len(name))) >= 0:
+        if count:
+            calls[name.value.decode()] = count
+        index += 1
+    return calls
+
+
+def _float_tensor(name, value, dtype):
+    """`value` as a tensor of `dtype`; Python and NumPy values are converted where nothing is lost."""
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}") from error
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype.name}, as inputs, got {tensor.dtype.name}")
+    return tensor
+
+
+def _mask_tensor(mask, sequence_lengths):
+    """The op's one mask input: bool mask, int32 lengths, or a scalar for neither."""
+    if mask is not None and sequence_lengths is not None:
+        raise ValueError("mask, sequence_lengths: expected at most one of them, got both")
+    if mask is not None:
+        mask = tf.convert_to_tensor(mask)
+        if mask.dtype != tf.bool:
+            raise TypeError(f"mask: expected dtype bool, got {mask.dtype.name}")
+        return mask
+    if sequence_lengths is None:
+        return tf.constant(0, tf.int32)
+    lengths = tf.convert_to_tensor(sequence_lengths)
+    if not lengths.dtype.is_integer:
+        raise TypeError(f"sequence_lengths: expected an integer dtype, got {lengths.dtype.name}")
+    if lengths.dtype != tf.int32:
+        # Clipping keeps a length that int32 cannot hold out of range, for the op to refuse.
+        lengths = tf.clip_by_value(tf.cast(lengths, tf.int64), -1, tf.int32.max)
+    return tf.cast(lengths, tf.int32)
+
+
+def _check_static_shapes(tensors):
+    """Raises ValueError where shapes known now do not fit; the op checks the rest when it runs.
+
+    tensors: name -> (tensor, letters of its dimensions), the letters' sizes read in this order.
+    """
+    sizes = {}
+    for name, (tensor, letters) in tensors.items():
+        if tensor is None or tensor.shape.rank is None:
+            continue
+        got = tensor.shape.as_list()
+        expected = [sizes.get(letter) for letter in letters]
+        fits = len(got) == len(letters) and all(
+            None in (size, known) or size == known
+            for size, known in zip(got, expected, strict=True)
+        )
+        if not fits:
+            known = ", ".join(
+                letter if size is None else f"{letter} = {size}"
+                for letter, size in zip(letters, expected, strict=True)
+            )
+            raise ValueError(f"{name}: expected shape ({known}), got {tuple(got)}")
+        for letter, size in zip(letters, got, strict=True):
+            if size is not None:
+                sizes[letter] = size
+                if letter == "units":
+                    sizes["4*units"] = 4 * size
+
+
+def lstm(
+    inputs,
+    kernel,
+    recurrent_kernel,
+    bias=None,
+    *,
+    mask=None,
+    sequence_lengths=None,
+    initial_state=None,
+    go_backwards=False,
+    zero_output_for_mask=False,
+    return_sequences=True,
+):
+    """Runs an LSTM over the valid timesteps of a padded batch; differentiable in every float input.
+
+    Letters: B batch, T timesteps, D input_dim, U units. Shapes may be dynamic.
+
+    Args:
+        inputs: (B,T,D) float32 or float64 tensor. Never read at a masked step.
+        kernel: (D,4U), like inputs. Columns in four blocks of U: gates i, f, c, o, as Keras.
+        recurrent_kernel: (U,4U), like inputs.
+        bias: (4U,), like inputs, or None.
+        mask: (B,T) bool, True = use the step; any pattern. None: every step.
+        sequence_lengths: (B,) integers in [0,T], the short form of a right-padded mask.
+        initial_state: (h, c), each (B,U) like inputs. None: zeros.
+        go_backwards: walk the valid steps from the last to the first; outputs stand in that order.
+        zero_output_for_mask: outputs at masked steps are zeros, not the previous output.
+        return_sequences: outputs of every step, else of the last valid one.
+
+    Returns:
+        (outputs, h, c): outputs (B,T,U), or (B,U) with return_sequences=False; h and c (B,U), the
+        states after the last valid step.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong shape known while tracing, or both mask and
+        sequence_lengths. tf.errors.InvalidArgumentError: a wrong shape or length found when run.
+    """
+    ops = load()
+    inputs = tf.convert_to_tensor(inputs)
+    dtype = inputs.dtype
+    if dtype not in (tf.float32, tf.float64):
+        raise TypeError(f"inputs: expected dtype float32 or float64, got {dtype.name}")
+    kernel = _float_tensor("kernel", kernel, dtype)
+    recurrent_kernel = _float_tensor("recurrent_kernel", recurrent_kernel, dtype)
+    if bias is not None:
+        bias = _float_tensor("bias", bias, dtype)
+    h0 = c0 = None
+    if initial_state is not None:
+        if len(initial_state) != 2:
+            raise ValueError(
+                f"initial_state: expected two tensors (h, c), got {len(initial_state)} of them"
+            )
+        h0 = _float_tensor("initial_state[0] (h)", initial_state[0], dtype)
+        c0 = _float_tensor("initial_state[1] (c)", initial_state[1], dtype)
+    mask = _mask_tensor(mask, sequence_lengths)
+    _check_static_shapes(
+        {
+            "inputs": (inputs, ("batch", "timesteps", "input_dim")),
+            "recurrent_kernel": (recurrent_kernel, ("units", "4*units")),
+            "kernel": (kernel, ("input_dim", "4*units")),
+            "bias": (bias, ("4*units",)),
+            "initial_state[0] (h)": (h0, ("batch", "units")),
+            "initial_state[1] (c)": (c0, ("batch", "units")),
+            "mask": (mask if mask.dtype == tf.bool else None, ("batch", "timesteps")),
+            "sequence_lengths": (mask if sequence_lengths is not None else None, ("batch",)),
+        }
+    )
+    units = tf.shape(recurrent_kernel)[0]
+    if bias is None:
+        bias = tf.zeros([4 * units], dtype)
+    if initial_state is None:
+        h0 = c0 = tf.zeros([tf.shape(inputs)[0], units], dtype)
+    outputs, h, c, _ = ops.masked_lstm(
+        inputs=inputs,
+        kernel=kernel,
+        recurrent_kernel=recurrent_kernel,
+        bias=bias,
+        h0=h0,
+        c0=c0,
+        mask=mask,
+        go_backwards=bool(go_backwards),
+        zero_output_for_mask=bool(zero_output_for_mask),
+        return_sequences=bool(return_sequences),
+        # In a graph the op sees by itself whether a gradient wants the reserve; eagerly the tapes tell.
+        save_reserve=not tf.executing_eagerly() or record.could_possibly_record(),
+    )
+    return outputs, h, c
+
+
+@tf.RegisterGradient("MaskedLstm")
+def _lstm_gradient(op, d_outputs, d_h, d_c, _):
+    """Gradients of the op's inputs; see masked_lstm.core.backward."""
+    gradients = load().masked_lstm_grad(
+        *op.inputs,
+        reserve=op.outputs[3],
+        d_outputs=d_outputs,
+        d_h=d_h,
+        d_c=d_c,
+        go_backwards=op.get_attr("go_backwards"),
+        zero_output_for_mask=op.get_attr("zero_output_for_mask"),
+        return_sequences=op.get_attr("return_sequences"),
+    )
+    return [*gradients, None]
