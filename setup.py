@@ -55,8 +55,9 @@ class CMakeBuild(build_ext):
         base = ROOT / "python" if editable else pathlib.Path(self.build_lib).resolve()
         output = base / "masked_lstm"
         output.mkdir(parents=True, exist_ok=True)
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         version, compile_flags, link_flags = TENSORFLOW or ("", "", "")
+        kind = f"tf{version}" if TENSORFLOW else "core"
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{kind}"
         subprocess.check_call(
             [
                 "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build),

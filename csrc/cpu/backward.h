@@ -35,14 +35,11 @@ static MASKED_LSTM_NOINLINE void BackwardTile(const BackwardSlots<T>& slots, int
                          int64_t columns, const T* panel, int64_t begin, int64_t end, int64_t depth,
                          T* memory) {
   Tile<T, S> tile;
-  if (begin == 0) {
-    tile.Fill(nullptr);
-  } else {
-    tile.Restore(memory);
-  }
+  tile.Fill(nullptr);
   const T* rows[S];
   for (int s = 0; s < S; ++s) rows[s] = slots.d_gates[first + s] + begin;
   tile.AddRows(panel + begin * kPanelColumns<T>, rows, end - begin);
+  if (begin > 0) tile.Add(memory);
   if (end < depth) {
     tile.Save(memory);
     return;

@@ -31,11 +31,7 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int f
                         int64_t unit, const T* panel, const T* bias, int64_t begin, int64_t end,
                         T* memory) {
   Tile<T, S> tile;
-  if (begin == 0) {
-    tile.Fill(bias);
-  } else {
-    tile.Restore(memory);
-  }
+  tile.Fill(begin == 0 ? bias : nullptr);
   const T* rows[S];
   if (begin < input_dim) {
     for (int s = 0; s < S; ++s) rows[s] = slots.x[first + s] + begin;
@@ -47,6 +43,7 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int f
     for (int s = 0; s < S; ++s) rows[s] = slots.h[first + s] + (start - input_dim);
     tile.AddRows(panel + start * kPanelColumns<T>, rows, end - start);
   }
+  if (begin > 0) tile.Add(memory);
   if (end < input_dim + units) {
     tile.Save(memory);
     return;

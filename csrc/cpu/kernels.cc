@@ -3,11 +3,6 @@
 #include "backward.h"
 #include "forward.h"
 
-#if defined(__aarch64__)
-#define MASKED_LSTM_REGISTER "w"  // asm constraint: a vector register
-#else
-#define MASKED_LSTM_REGISTER "x"
-#endif
 #define MASKED_LSTM_STRING(x) #x
 #define MASKED_LSTM_NAME(x) MASKED_LSTM_STRING(x)
 
@@ -49,16 +44,16 @@ double MultiplyAddLoop(int64_t iterations) {
   Vec<T> acc[kChains];
 #pragma GCC unroll 12
   for (int i = 0; i < kChains; ++i) acc[i] = Broadcast<T>(T(i));
-  Vec<T> a = Broadcast<T>(T(0.999)), b = Broadcast<T>(T(0.001));
+  const Vec<T> a = Broadcast<T>(T(0.999)), b = Broadcast<T>(T(0.001));
   for (int64_t n = 0; n < iterations; ++n) {
 #pragma GCC unroll 12
     for (int i = 0; i < kChains; ++i) acc[i] = MulAdd<T>(acc[i], a, b);
-    asm volatile("" : "+" MASKED_LSTM_REGISTER(a), "+" MASKED_LSTM_REGISTER(b));  // keeps the loop
   }
   Vec<T> sum = {};
 #pragma GCC unroll 12
   for (int i = 0; i < kChains; ++i) sum += acc[i];
-  asm volatile("" : : MASKED_LSTM_REGISTER(sum));
+  volatile T keep = sum[0];  // without a use the loop would be removed
+  (void)keep;
   return 2.0 * kChains * kWidth<T> * static_cast<double>(iterations);
 }
 

@@ -1,9 +1,9 @@
 // The register tile, the one place where multiplications happen:
 //   acc[v][s] += sum over k of a_s[k] * panel[k][v], v < 4 vectors of columns, s < S rows.
 // All 4*S accumulators stay in registers over the whole loop. Each element is one chain of
-// multiply-adds in the order of k, whatever S is and wherever the loop is cut: that is what makes
-// results independent of the batch. An accumulator array indexed in a loop that the compiler does not
-// unroll would live on the stack; every loop over v and s has a constant bound for that reason.
+// multiply-adds in the order of k, whatever S is: results do not depend on which rows share a tile. An
+// accumulator array indexed in a loop that the compiler does not unroll would live on the stack; every
+// loop over v and s has a constant bound for that reason.
 #pragma once
 
 #include "vec.h"
@@ -23,8 +23,10 @@ constexpr int kTileRows = 2;
 template <typename T>
 constexpr int kPanelColumns = 4 * kWidth<T>;
 
-// Rows of a panel that all slots go through before the next rows are touched: the part of the panel
-// stays in L1 or L2. Cutting the loop there changes no bit.
+// Rows of a panel that all slots go through before the next rows are touched, so that this part of the
+// panel stays in L1 or L2. A block is summed by itself, from zero, and blocks are added in order: the
+// rounding error grows with the length of a block and the number of blocks, not with their product.
+// That makes it part of the result's definition.
 constexpr int64_t kDepthBlock = 256;
 
 template <typename T, int S>
@@ -41,11 +43,12 @@ struct Tile {
     }
   }
 
-  MASKED_LSTM_INLINE void Restore(const T* memory) {
+  // Adds the sums that Save left.
+  MASKED_LSTM_INLINE void Add(const T* memory) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
 #pragma GCC unroll 6
-      for (int s = 0; s < S; ++s) acc[v][s] = Load(memory + (v * S + s) * kWidth<T>);
+      for (int s = 0; s < S; ++s) acc[v][s] += Load(memory + (v * S + s) * kWidth<T>);
     }
   }
 

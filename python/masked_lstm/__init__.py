@@ -1,8 +1,8 @@
 """An LSTM for padded batches that computes only the timesteps that exist.
 
-Importing this package is light; TensorFlow and the native libraries are loaded when a name that needs
-them is first used. `from masked_lstm import LSTM` registers the Keras layer and loads the ops: the
-one import that a SavedModel or a `.keras` file needs.
+Importing this package is light; TensorFlow and the native libraries are loaded when a name that
+needs them is first used. `from masked_lstm import LSTM` registers the Keras layer and loads the
+ops: the one import that a SavedModel or a `.keras` file needs.
 """
 
 import importlib

@@ -135,7 +135,7 @@ def backward(
 
     Args:
         reserve: from forward(..., save_reserve=True); None: the forward pass is computed again.
-        d_outputs, d_h, d_c: gradients arriving at forward's results, with their shapes; None: zeros.
+        d_outputs, d_h, d_c: gradients arriving at forward's results, in their shapes; None: zeros.
 
     Returns:
         Gradients(inputs, kernel, recurrent_kernel, bias, h0, c0). The gradient of inputs is exactly
@@ -150,8 +150,7 @@ def backward(
     dtype = arguments[0].dtype
     given = {"reserve": reserve, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
     gradients = [
-        None if value is None else _float_array(name, value, dtype)
-        for name, value in given.items()
+        None if value is None else _float_array(name, value, dtype) for name, value in given.items()
     ]
     options = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
     return Gradients(
@@ -175,7 +174,7 @@ def kernel_calls():
 
 
 def fma_peak(seconds=0.2, num_threads=None, dtype="float32", isa=None):
-    """Measured rate of independent multiply-adds in registers, in flop/s: the ceiling for any kernel.
+    """Measured rate of independent multiply-adds in registers, in flop/s: any kernel's ceiling.
 
     Args:
         seconds: how long to measure. num_threads, isa: as in `forward`. dtype: float32 or float64.

@@ -19,9 +19,10 @@ def _check_build():
     """Raises ImportError unless the library was built for the TensorFlow that is loaded."""
     advice = "install masked-lstm again, with `pip install --no-build-isolation .`"
     try:
-        from masked_lstm._build_info import TENSORFLOW_VERSION as built
+        from masked_lstm import _build_info
     except ImportError:
         raise ImportError(f"masked_lstm: its native libraries were not built; {advice}") from None
+    built = _build_info.TENSORFLOW_VERSION
     if not built or not _LIBRARY.exists():
         raise ImportError(f"masked_lstm was built without TensorFlow's op; {advice}")
     if built.split(".")[:2] != tf.__version__.split(".")[:2]:
@@ -59,7 +60,7 @@ def kernel_calls():
 
 
 def _float_tensor(name, value, dtype):
-    """`value` as a tensor of `dtype`; Python and NumPy values are converted where nothing is lost."""
+    """`value` as a tensor, whose dtype must be `dtype`."""
     try:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
@@ -200,7 +201,7 @@ def lstm(
         go_backwards=bool(go_backwards),
         zero_output_for_mask=bool(zero_output_for_mask),
         return_sequences=bool(return_sequences),
-        # In a graph the op sees by itself whether a gradient wants the reserve; eagerly the tapes tell.
+        # In a graph the op sees whether a gradient reads the reserve; eagerly the tapes tell.
         save_reserve=not tf.executing_eagerly() or record.could_possibly_record(),
     )
     return outputs, h, c

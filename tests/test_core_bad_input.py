@@ -1,0 +1,114 @@
+"""Every bad argument of masked_lstm.core: one clear sentence, before anything is computed."""
+
+import numpy as np
+import pytest
+from problems import make_problem
+
+from masked_lstm import _core, core
+
+P = make_problem(3, 5, 4, 2, dtype="float32")
+GOOD = dict(inputs=P.inputs, kernel=P.kernel, recurrent_kernel=P.recurrent_kernel, bias=P.bias)
+ONES = np.ones((3, 5), bool)
+
+BAD = {
+    "inputs: expected shape (batch, timesteps, input_dim), got (5, 4)": dict(inputs=P.inputs[0]),
+    "inputs: expected dtype float32 or float64, got int64": dict(inputs=np.ones((3, 5, 4), int)),
+    "kernel: expected shape (input_dim, 4*units) = (4, 8), got (3, 8)": dict(kernel=P.kernel[1:]),
+    "kernel: expected dtype float32, as inputs, got float64": dict(kernel=P.kernel.astype(float)),
+    "recurrent_kernel: expected shape (units, 4*units) with units >= 1, got (2, 7)": dict(
+        recurrent_kernel=P.recurrent_kernel[:, 1:]
+    ),
+    "recurrent_kernel: expected shape (units, 4*units) with units >= 1, got (0, 0)": dict(
+        recurrent_kernel=np.zeros((0, 0), "f")
+    ),
+    "bias: expected shape (4*units,) = (8,), got (2,)": dict(bias=P.bias[:2]),
+    "mask: expected shape (batch, timesteps) = (3, 5), got (3, 4)": dict(mask=ONES[:, 1:]),
+    "mask: expected dtype bool, got float64": dict(mask=np.ones((3, 5))),
+    "mask, sequence_lengths: expected at most one of them, got both": dict(
+        mask=ONES, sequence_lengths=[1, 2, 3]
+    ),
+    "sequence_lengths: expected shape (batch,) = (3,), got (2,)": dict(sequence_lengths=[1, 2]),
+    "sequence_lengths: expected an integer dtype, got float64": dict(sequence_lengths=[1.0] * 3),
+    "sequence_lengths[1]: expected a length from 0 to timesteps = 5, got -1": dict(
+        sequence_lengths=[0, -1, 0]
+    ),
+    "sequence_lengths[2]: expected a length from 0 to timesteps = 5, got 6": dict(
+        sequence_lengths=[0, 5, 6]
+    ),
+    "sequence_lengths[0]: expected a length from 0 to timesteps = 5, got 2147483647": dict(
+        sequence_lengths=np.array([2**32 + 1, 0, 0])
+    ),
+    "initial_state: expected two arrays (h, c), got 1 of them": dict(initial_state=[P.d_h]),
+    "initial_state[1] (c): expected shape (batch, units) = (3, 2), got (2, 2)": dict(
+        initial_state=(P.d_h, P.d_h[1:])
+    ),
+    "instruction set: expected generic, avx2 or avx512, got 'mmx'": dict(isa="mmx"),
+    "num_threads: expected a whole number from 1 to 1024, got 0": dict(num_threads=0),
+}
+
+
+@pytest.mark.parametrize("function", [core.forward, core.backward])
+@pytest.mark.parametrize("sentence", BAD)
+def test_one_clear_sentence(sentence, function):
+    with pytest.raises((ValueError, TypeError)) as error:
+        function(**{**GOOD, **BAD[sentence]})
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "sentence,arguments",
+    [
+        ("d_h: expected shape (batch, units) = (3, 2), got (2,)", dict(d_h=P.d_h[0])),
+        (
+            "d_outputs: expected shape (batch, timesteps, units) = (3, 5, 2), got (3, 2)",
+            dict(d_outputs=P.d_h),
+        ),
+        (
+            "reserve: expected shape (5 * units * valid steps,) = (150,), got (149,)",
+            dict(reserve=np.zeros(149, "f")),
+        ),
+    ],
+)
+def test_bad_gradients(sentence, arguments):
+    with pytest.raises(ValueError) as error:
+        core.backward(**GOOD, **arguments)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "batch,timesteps,sentence",
+    [
+        (2**30, 2**20, "the product of the sizes overflows"),
+        (2**40, 1, "batch: expected a size from 0 to 2147483646, got 1099511627776"),
+    ],
+)
+def test_sizes_that_overflow(batch, timesteps, sentence):
+    """Broadcast views have huge shapes without huge memory; the core refuses before it looks."""
+    huge = np.broadcast_to(np.float32(0), (batch, timesteps, 4))
+    kernel, recurrent_kernel = np.zeros((4, 256), "f"), np.zeros((64, 256), "f")
+    nothing = [None] * 5
+    with pytest.raises(ValueError) as error:
+        _core.forward(huge, kernel, recurrent_kernel, *nothing, False, False, True, False, 1, None)
+    assert sentence in str(error.value)
+
+
+def test_isa_of_the_environment(monkeypatch):
+    monkeypatch.setenv("MASKED_LSTM_ISA", "generic")
+    assert core.isa() == "generic"
+    monkeypatch.setenv("MASKED_LSTM_ISA", "sse9")
+    with pytest.raises(ValueError, match="expected generic, avx2 or avx512, got 'sse9'"):
+        core.forward(**GOOD)
+    missing = {"generic", "avx2", "avx512"} - set(core.isas())
+    for isa in missing:
+        monkeypatch.setenv("MASKED_LSTM_ISA", isa)
+        with pytest.raises(ValueError, match=f"{isa} was asked for, but this CPU"):
+            core.forward(**GOOD)
+
+
+def test_arguments_are_converted_without_harm():
+    """Strided and read-only arrays, lists of lengths: copied where needed, never written."""
+    expected = core.forward(**GOOD)
+    strided = np.repeat(P.inputs, 2, axis=2)[:, :, ::2]
+    strided.flags.writeable = False
+    actual = core.forward(**{**GOOD, "inputs": strided}, sequence_lengths=[5, 5, 5])
+    np.testing.assert_array_equal(actual.outputs, expected.outputs)

@@ -1,0 +1,120 @@
+"""Promises that hold bit by bit: what the padding, the batch and the threads do not change."""
+
+import numpy as np
+import pytest
+from problems import make_problem
+
+from masked_lstm import core
+
+PER_ROW = ("inputs", "h0", "c0")  # gradients that belong to one sequence
+
+
+def run(problem, rows=None, inputs=None, threads=1, isa=None):
+    """Results and gradients of some rows of a problem."""
+    rows = slice(None) if rows is None else rows
+    mask = None if problem.mask is None else problem.mask[rows]
+    arguments = ((problem.inputs if inputs is None else inputs)[rows], *problem.weights())
+    options = dict(
+        mask=mask,
+        initial_state=tuple(state[rows] for state in problem.initial_state),
+        num_threads=threads,
+        isa=isa,
+    )
+    result = core.forward(*arguments, save_reserve=True, **options)
+    gradients = core.backward(
+        *arguments,
+        result.reserve,
+        problem.d_outputs[rows],
+        problem.d_h[rows],
+        problem.d_c[rows],
+        **options,
+    )
+    return result, gradients
+
+
+def assert_same_bits(a, b):
+    assert a.tobytes() == b.tobytes()
+
+
+def assert_same_rows(whole, rows, part):
+    (result, gradients), (part_result, part_gradients) = whole, part
+    for name in ("outputs", "h", "c"):
+        assert_same_bits(getattr(result, name)[rows], getattr(part_result, name))
+    for name in PER_ROW:
+        assert_same_bits(getattr(gradients, name)[rows], getattr(part_gradients, name))
+
+
+@pytest.mark.parametrize("isa", core.isas())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(29, 11, 7, 20), (9, 5, 300, 33)])
+def test_batch_invariance(shape, dtype, isa):
+    problem = make_problem(*shape, "holes", dtype)
+    whole = run(problem, threads=2, isa=isa)
+    for row in range(0, shape[0], 4):
+        assert_same_rows(whole, [row], run(problem, [row], isa=isa))
+    shuffled = np.random.default_rng(1).permutation(shape[0])
+    assert_same_rows(whole, shuffled, run(problem, shuffled, threads=2, isa=isa))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_number_of_threads_changes_nothing(dtype):
+    problem = make_problem(37, 40, 30, 50, "right", dtype)
+    results = [run(problem, threads=threads) for threads in (1, 2, 4, 2)]
+    for result, gradients in results[1:]:
+        for a, b in zip(results[0][0], result, strict=True):
+            assert_same_bits(a, b)
+        for a, b in zip(results[0][1], gradients, strict=True):  # weight gradients included
+            assert_same_bits(a, b)
+
+
+def test_padding_changes_nothing():
+    """More padding, on either side, and whatever stands in it."""
+    problem = make_problem(6, 8, 5, 12, "holes", "float32")
+    result, gradients = run(problem)
+    more = [(0, 0), (3, 9), (0, 0)]
+    padded = problem._replace(
+        inputs=np.pad(problem.poisoned(), more, constant_values=np.nan),
+        mask=np.pad(problem.mask, more[:2]),
+        # The outputs of padding repeat, so a gradient arriving there would count: none does.
+        d_outputs=np.pad(problem.d_outputs, more),
+    )
+    padded_result, padded_gradients = run(padded)
+    assert_same_bits(result.outputs, np.ascontiguousarray(padded_result.outputs[:, 3:11]))
+    assert_same_bits(gradients.inputs, np.ascontiguousarray(padded_gradients.inputs[:, 3:11]))
+    for name in ("h", "c"):
+        assert_same_bits(getattr(result, name), getattr(padded_result, name))
+    for name in ("kernel", "recurrent_kernel", "bias", "h0", "c0"):
+        assert_same_bits(getattr(gradients, name), getattr(padded_gradients, name))
+
+
+def test_poison_changes_nothing():
+    problem = make_problem(9, 6, 5, 12, "holes", "float32")
+    clean, poisoned = run(problem), run(problem, inputs=problem.poisoned())
+    for a, b in zip([*clean[0], *clean[1]], [*poisoned[0], *poisoned[1]], strict=True):
+        assert_same_bits(a, b)
+
+
+def test_nan_stays_in_its_row():
+    problem = make_problem(9, 6, 5, 12, "right", "float32")
+    inputs = problem.inputs.copy()
+    inputs[4, 0] = np.nan  # a valid step of row 4 (if it has one)
+    rows = [row for row in range(9) if row != 4]
+    assert problem.mask[4, 0]
+    result, gradients = run(problem, inputs=inputs)
+    assert np.isnan(result.h[4]).all()
+    assert_same_rows((result, gradients), rows, run(problem, rows))
+
+
+def test_the_callers_floating_point_mode_does_not_matter():
+    """Denormals are flushed by every worker alike, and the caller's mode comes back."""
+    tiny = np.float32(1e-39)
+    assert tiny * np.float32(0.5) != 0
+    problem = make_problem(4, 30, 3, 8, dtype="float32")
+    tiny_problem = problem._replace(
+        d_outputs=problem.d_outputs * tiny, d_h=problem.d_h * tiny, d_c=problem.d_c * tiny
+    )
+    one, two = run(tiny_problem, threads=1), run(tiny_problem, threads=2)
+    for a, b in zip(one[1], two[1], strict=True):
+        assert_same_bits(a, b)
+    assert not one[1].inputs.any()
+    assert tiny * np.float32(0.5) != 0

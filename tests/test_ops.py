@@ -1,0 +1,236 @@
+"""The TensorFlow op: eager, traced, dynamic, in tf.data, saved, from several threads; errors."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from problems import make_problem, relative_error
+
+import masked_lstm
+from masked_lstm import core, ops, reference
+
+P = make_problem(6, 9, 5, 7, "holes", "float32")
+ARGUMENTS = tuple(map(tf.constant, (P.poisoned(), *P.weights())))
+STATE = tuple(map(tf.constant, P.initial_state))
+
+
+def value_and_gradients(inputs, kernel, recurrent_kernel, bias, h0, c0, **options):
+    """Results, and the gradients of a loss with P's d_outputs, d_h and d_c upstream."""
+    variables = (inputs, kernel, recurrent_kernel, bias, h0, c0)
+    with tf.GradientTape() as tape:
+        tape.watch(variables)
+        results = masked_lstm.lstm(*variables[:4], initial_state=(h0, c0), **options)
+        upstream = (P.d_outputs, P.d_h, P.d_c)
+        loss = tf.add_n([tf.reduce_sum(a * b) for a, b in zip(results, upstream, strict=True)])
+    return results, tape.gradient(loss, variables)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "dynamic"])
+def test_results_and_gradients_are_the_cores(mode):
+    """Bit by bit: the op adds nothing to the core, which is held to the specification elsewhere."""
+    function = value_and_gradients
+    if mode == "graph":
+        function = tf.function(function)
+    if mode == "dynamic":
+        anything = tf.TensorSpec(None, tf.float32)
+        mask_spec = tf.TensorSpec(None, tf.bool)
+        inner = function
+        function = tf.function(
+            lambda x, w, r, b, h, c, mask: inner(x, w, r, b, h, c, mask=mask),
+            input_signature=[anything] * 6 + [mask_spec],
+        )
+        results, gradients = function(*ARGUMENTS, *STATE, tf.constant(P.mask))
+    else:
+        results, gradients = function(*ARGUMENTS, *STATE, mask=P.mask)
+    options = dict(mask=P.mask, initial_state=P.initial_state)
+    expected = core.forward(P.inputs, *P.weights(), **options)
+    for a, b in zip(results, expected[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    upstream = (None, P.d_outputs, P.d_h, P.d_c)
+    expected = core.backward(P.inputs, *P.weights(), *upstream, **options)
+    for a, b in zip(gradients, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_of_some_results_only():
+    """Unused results send no gradient; a tape used twice gives the same twice."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(ARGUMENTS)
+        _, h, _ = masked_lstm.lstm(*ARGUMENTS, mask=P.mask, return_sequences=False)
+        loss = tf.reduce_sum(h * P.d_h)
+    first, second = tape.gradient(loss, ARGUMENTS), tape.gradient(loss, ARGUMENTS)
+    expected = reference.backward(P.inputs, *P.weights(), None, None, P.d_h, mask=P.mask)
+    for a, b, right in zip(first, second, expected, strict=False):
+        np.testing.assert_array_equal(a, b)
+        assert relative_error(a, right) < 1e-5
+
+
+def test_static_shapes_are_inferred():
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 5]), tf.TensorSpec([None], tf.int32)])
+    def trace(inputs, lengths):
+        results = masked_lstm.lstm(inputs, *ARGUMENTS[1:], sequence_lengths=lengths)
+        assert [r.shape.as_list() for r in results] == [[None, None, 7], [None, 7], [None, 7]]
+        gradients = tf.gradients(results[0], [inputs])
+        assert gradients[0].shape.as_list() == [None, None, 5]
+        return results[1]
+
+    assert trace(P.inputs, np.full(6, 9, np.int32)).shape == (6, 7)
+
+
+def test_tf_data():
+    def batches():
+        for timesteps in (3, 9, 5):
+            yield P.inputs[:, :timesteps]
+
+    spec = tf.TensorSpec([None, None, 5])
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=spec)
+    dataset = dataset.map(lambda x: masked_lstm.lstm(x, *ARGUMENTS[1:])[1], num_parallel_calls=2)
+    for h, inputs in zip(dataset, batches(), strict=True):
+        np.testing.assert_array_equal(h, core.forward(inputs, *P.weights()).h)
+
+
+def test_saved_model_in_a_fresh_process(tmp_path):
+    class Module(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = tf.Variable(ARGUMENTS[1])
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 5])])
+        def __call__(self, inputs):
+            return masked_lstm.lstm(inputs, self.kernel, *ARGUMENTS[2:])[0]
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    np.save(tmp_path / "inputs.npy", P.inputs)
+    code = f"""
+        import numpy as np, tensorflow as tf
+        from masked_lstm import LSTM
+        model = tf.saved_model.load(r"{tmp_path / "model"}")
+        np.save(r"{tmp_path / "outputs.npy"}", model(np.load(r"{tmp_path / "inputs.npy"}")))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), module(P.inputs))
+
+
+def test_many_threads_at_once():
+    """More callers than cores, each inside the op's own pool: nobody waits forever, same bits."""
+    problem = make_problem(16, 40, 16, 48, "right", "float32")
+    arguments = (problem.inputs, *problem.weights())
+    expected = core.forward(*arguments, mask=problem.mask).outputs
+    function = tf.function(lambda: masked_lstm.lstm(*arguments, mask=problem.mask)[0])
+    function()
+    wrong = []
+
+    def call():
+        for _ in range(20):
+            if not np.array_equal(function(), expected):
+                wrong.append(threading.get_ident())
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+
+
+def test_changed_weights_are_seen():
+    kernel = tf.Variable(ARGUMENTS[1])
+    function = tf.function(
+        lambda: masked_lstm.lstm(ARGUMENTS[0], kernel, *ARGUMENTS[2:], mask=P.mask)
+    )
+    before = function()[1]
+    kernel.assign(2 * kernel)
+    expected = core.forward(P.inputs, 2 * P.kernel, *P.weights()[1:], mask=P.mask).h
+    np.testing.assert_array_equal(function()[1], expected)
+    assert not np.array_equal(before, expected)
+
+
+def test_kernel_calls_are_counted():
+    name = f"cpu-{core.isa()}-float32-"
+    before = masked_lstm.kernel_calls()
+    value_and_gradients(*ARGUMENTS, *STATE, mask=P.mask)
+    after = masked_lstm.kernel_calls()
+    assert after[name + "forward"] == before.get(name + "forward", 0) + 1
+    assert after[name + "backward"] == before.get(name + "backward", 0) + 1
+
+
+@pytest.mark.parametrize(
+    "error,sentence,options",
+    [
+        (ValueError, "mask: expected shape (batch = 6, timesteps = 9), got (6, 8)",
+         dict(mask=P.mask[:, 1:])),
+        (TypeError, "mask: expected dtype bool, got float32", dict(mask=np.ones((6, 9), "f"))),
+        (ValueError, "mask, sequence_lengths: expected at most one of them, got both",
+         dict(mask=P.mask, sequence_lengths=[1] * 6)),
+        (ValueError, "sequence_lengths: expected shape (batch = 6), got (0,)",
+         dict(sequence_lengths=np.zeros(0, int))),
+        (ValueError, "initial_state[1] (c): expected shape (batch = 6, units = 7), got (6, 6)",
+         dict(initial_state=(P.d_h, P.d_h[:, 1:]))),
+        (ValueError, "kernel: expected shape (input_dim = 5, 4*units = 28), got (4, 28)",
+         dict(kernel=P.kernel[1:])),
+        (TypeError, "kernel: expected dtype float32, as inputs, got float64",
+         dict(kernel=P.kernel.astype(float))),
+        (ValueError, "inputs: expected shape (batch, timesteps, input_dim), got (6, 9)",
+         dict(inputs=P.inputs[:, :, 0])),
+        (TypeError, "inputs: expected dtype float32 or float64, got int32",
+         dict(inputs=np.ones((6, 9, 5), np.int32))),
+    ],
+)  # fmt: skip
+def test_bad_arguments(error, sentence, options):
+    names = ("inputs", "kernel", "recurrent_kernel", "bias")
+    arguments = {**dict(zip(names, (P.inputs, *P.weights()), strict=True)), **options}
+    with pytest.raises(error) as raised:
+        masked_lstm.lstm(**arguments)
+    assert str(raised.value) == sentence
+    # Unknown shapes: the op itself says it, before it computes.
+    if error is ValueError and "both" not in sentence:
+        tensors = {
+            key: tuple(map(tf.constant, value)) if isinstance(value, tuple) else tf.constant(value)
+            for key, value in arguments.items()
+        }
+
+        def spec(tensor):
+            return tf.TensorSpec(None, tensor.dtype)
+
+        function = tf.function(
+            lambda values: masked_lstm.lstm(**values),
+            input_signature=[tf.nest.map_structure(spec, tensors)],
+        )
+        name = sentence.split(":")[0]
+        with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+            function(tensors)
+        assert f"{name}: expected shape (" in str(raised.value)
+
+
+def test_bad_lengths_are_refused_before_anything_is_computed():
+    before = masked_lstm.kernel_calls()
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        masked_lstm.lstm(*ARGUMENTS, sequence_lengths=[0, 1, 2, 3, 4, 10])
+    sentence = "sequence_lengths[5]: expected a length from 0 to timesteps = 9, got 10"
+    assert sentence in str(raised.value)
+    assert masked_lstm.kernel_calls() == before
+
+
+def test_another_tensorflow_is_refused(monkeypatch):
+    monkeypatch.setattr(ops, "_ops", None)
+    monkeypatch.setattr("masked_lstm._build_info.TENSORFLOW_VERSION", "2.1.0")
+    with pytest.raises(ImportError, match="built for TensorFlow 2.1.0 and cannot be loaded"):
+        ops.load()
+
+
+def test_empty_batch_and_time():
+    for inputs in (P.inputs[:0], P.inputs[:, :0]):
+        tensors = (tf.constant(inputs), *ARGUMENTS[1:])
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            outputs, h, c = masked_lstm.lstm(*tensors)
+            loss = tf.reduce_sum(outputs) + tf.reduce_sum(h)
+        assert outputs.shape == (*inputs.shape[:2], 7) and not np.any(h) and not np.any(c)
+        for gradient, tensor in zip(tape.gradient(loss, tensors), tensors, strict=True):
+            assert gradient.shape == tensor.shape and not np.any(gradient)
