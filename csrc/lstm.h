@@ -65,8 +65,8 @@ struct LstmForward {
   void* outputs = nullptr;  // (B,T,U) or (B,U) dtype, out; null: not wanted
   void* h = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias h0
   void* c = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias c0
-  // What the backward pass needs: N*5U values, out; null for inference. Activated gates (N,4U), then
-  // cell states (N,U), rows compact in batch order, within a sequence in processing order.
+  // What the backward pass needs: N*5U values, out; null for inference. Activated gates (N,4U),
+  // then cell states (N,U), rows compact in batch order, within a sequence in processing order.
   void* reserve = nullptr;
   void* workspace = nullptr;  // LstmForwardWorkspaceBytes bytes, any alignment
   size_t workspace_bytes = 0;
@@ -74,13 +74,13 @@ struct LstmForward {
 
 struct LstmBackward {
   LstmProblem problem;
-  const void* reserve = nullptr;    // N*5U values from the forward call, in; null: recomputed
-  void* scratch = nullptr;          // N*5U values, overwritten; may be the reserve's own memory
-  const void* d_outputs = nullptr;  // like outputs, in; null: zeros
-  const void* d_h = nullptr;        // (B,U), in; null: zeros
-  const void* d_c = nullptr;        // (B,U), in; null: zeros
-  void* dx = nullptr;               // (B,T,D), out, 0 at masked steps; null: not wanted
-  void* d_kernel = nullptr;         // (D,4U), out; null: not wanted
+  const void* reserve = nullptr;       // N*5U values from the forward call, in; null: recomputed
+  void* scratch = nullptr;             // N*5U values, overwritten; may be the reserve's own memory
+  const void* d_outputs = nullptr;     // like outputs, in; null: zeros
+  const void* d_h = nullptr;           // (B,U), in; null: zeros
+  const void* d_c = nullptr;           // (B,U), in; null: zeros
+  void* dx = nullptr;                  // (B,T,D), out, 0 at masked steps; null: not wanted
+  void* d_kernel = nullptr;            // (D,4U), out; null: not wanted
   void* d_recurrent_kernel = nullptr;  // (U,4U), out; null: not wanted
   void* d_bias = nullptr;              // (4U), out; null: not wanted
   void* dh0 = nullptr;                 // (B,U), out; null: not wanted; may not alias d_h
@@ -100,8 +100,8 @@ Status LstmForwardWorkspaceBytes(const LstmProblem& problem, int workers, size_t
 Status LstmBackwardWorkspaceBytes(const LstmProblem& problem, bool have_reserve, int workers,
                                   size_t* bytes) noexcept;
 
-// Outputs, states, dx, dh0 and dc0 of a sequence do not depend, bit by bit, on the rest of the batch,
-// the padding or the threads; weight gradients do not depend on the threads.
+// Outputs, states, dx, dh0 and dc0 of a sequence do not depend, bit by bit, on the rest of the
+// batch, the padding or the threads; weight gradients do not depend on the threads.
 Status RunLstmForward(const LstmForward& call, const Threads& threads) noexcept;
 Status RunLstmBackward(const LstmBackward& call, const Threads& threads) noexcept;
 

@@ -27,10 +27,10 @@ struct RowSteps {
 };
 
 struct Schedule {
-  int64_t total = 0;         // N
-  const int32_t* counts;     // (B) valid steps of each row
-  const int64_t* first;      // (B) row b's steps are the compact rows first[b] ... + counts[b]
-  const int32_t* order;      // (B) rows, longest first
+  int64_t total = 0;      // N
+  const int32_t* counts;  // (B) valid steps of each row
+  const int64_t* first;   // (B) row b's steps are the compact rows first[b] ... + counts[b]
+  const int32_t* order;   // (B) rows, longest first
 };
 
 MASKED_LSTM_INLINE RowSteps StepsOfRow(const LstmProblem& p, int64_t row) {

@@ -1,4 +1,5 @@
-// The result of every core call: a code and one sentence. Plain data, so that it crosses any border.
+// The result of every core call: a code and one sentence. Plain data, so that it crosses any
+// border.
 #pragma once
 
 #include <cstdarg>

@@ -1,6 +1,6 @@
-// sigmoid and tanh of one vector, within 4 ulp of the exact value (tests/test_core_activations.py). Both come
-// from expm1 of a non-positive argument, so that nothing overflows and tanh keeps its precision
-// near 0.
+// sigmoid and tanh of one vector, within 4 ulp of the exact value (tests/test_core_activations.py).
+// Both come from expm1 of a non-positive argument, so that nothing overflows and tanh keeps its
+// precision near 0.
 #pragma once
 
 #include "vec.h"
@@ -13,8 +13,8 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  static constexpr float kLowest = 88.0f;        // exp(-88) is below the smallest normal number
-  static constexpr float kRound = 12582912.0f;   // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = 88.0f;          // exp(-88) is below the smallest normal number
+  static constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLn2High = 0.693359375f;  // few bits, so that n * kLn2High is exact
   static constexpr float kLn2Low = -2.12194440e-4f;
   static constexpr int kBias = 127, kMantissaBits = 23;
@@ -31,10 +31,20 @@ struct ExpConstants<double> {
   static constexpr int kTerms = 13;
 };
 
-constexpr double kInverseFactorial[] = {
-    1.0,           1.0,           1.0 / 2,         1.0 / 6,          1.0 / 24,
-    1.0 / 120,     1.0 / 720,     1.0 / 5040,      1.0 / 40320,      1.0 / 362880,
-    1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+constexpr double kInverseFactorial[] = {1.0,
+                                        1.0,
+                                        1.0 / 2,
+                                        1.0 / 6,
+                                        1.0 / 24,
+                                        1.0 / 120,
+                                        1.0 / 720,
+                                        1.0 / 5040,
+                                        1.0 / 40320,
+                                        1.0 / 362880,
+                                        1.0 / 3628800,
+                                        1.0 / 39916800,
+                                        1.0 / 479001600,
+                                        1.0 / 6227020800.0};
 
 template <typename T>
 MASKED_LSTM_INLINE Vec<T> Abs(Vec<T> x) {

@@ -1,5 +1,5 @@
-// Backward pass of one worker: the recurrence in slots, each walking its sequence from the last valid
-// step to the first; then this worker's share of the weight gradients.
+// Backward pass of one worker: the recurrence in slots, each walking its sequence from the last
+// valid step to the first; then this worker's share of the weight gradients.
 //
 // Per step and slot: gate gradients dG (4U) from the saved gates, then one product
 // dG . [recurrent_kernel^T | kernel^T] gives dh_{t-1} and dx_t together. dG and h_{t-1} are left
@@ -18,8 +18,8 @@ namespace MASKED_LSTM_ISA_NAMESPACE {
 
 template <typename T>
 struct BackwardSlots {
-  T* dh[kMaxSlots];  // (U) gradient arriving at h_t through the recurrence
-  T* dc[kMaxSlots];  // (U) ... at c_t
+  T* dh[kMaxSlots];       // (U) gradient arriving at h_t through the recurrence
+  T* dc[kMaxSlots];       // (U) ... at c_t
   T* d_gates[kMaxSlots];  // (4U) dG_t
   T* dx[kMaxSlots];       // (D)
   int64_t row[kMaxSlots];
@@ -31,9 +31,10 @@ struct BackwardSlots {
 // One tile of the product: columns of one panel, slots [first, first + S), rows [begin, end) of the
 // panel (4U in all). The last part writes the first `columns` columns to to[s].
 template <typename T, int S>
-static MASKED_LSTM_NOINLINE void BackwardTile(const BackwardSlots<T>& slots, int first, T* const* to, int64_t to_offset,
-                         int64_t columns, const T* panel, int64_t begin, int64_t end, int64_t depth,
-                         T* memory) {
+static MASKED_LSTM_NOINLINE void BackwardTile(const BackwardSlots<T>& slots, int first,
+                                              T* const* to, int64_t to_offset, int64_t columns,
+                                              const T* panel, int64_t begin, int64_t end,
+                                              int64_t depth, T* memory) {
   Tile<T, S> tile;
   tile.Fill(nullptr);
   const T* rows[S];
@@ -59,7 +60,9 @@ template <typename T>
 class BackwardWorker {
  public:
   BackwardWorker(BackwardJob* job, int worker)
-      : job_(*job), call_(*job->call), p_(job->call->problem),
+      : job_(*job),
+        call_(*job->call),
+        p_(job->call->problem),
         layout_{kWidth<T>, kPanelColumns<T>, p_.input_dim, p_.units},
         gates_(static_cast<const T*>(job->reserve)),
         cells_(gates_ + job->schedule.total * 4 * p_.units),
@@ -114,7 +117,8 @@ class BackwardWorker {
                 (end - begin) * p_.input_dim * sizeof(T));
   }
 
-  // Takes the next row into slot s. Rows without steps are finished on the way. False: no rows left.
+  // Takes the next row into slot s. Rows without steps are finished on the way. False: no rows
+  // left.
   bool Begin(int s, int* active) {
     const int64_t item = job_.rows.Take();
     if (item < 0) return false;
@@ -144,7 +148,8 @@ class BackwardWorker {
     const int64_t n = job_.schedule.first[row] + slots_.step[s];
     job_.x_rows[n] = row * p_.timesteps + slots_.position[s];
     slots_.d_gates[s] = d_gates_ + n * 4 * p_.units;
-    if (call_.dx != nullptr) slots_.dx[s] = static_cast<T*>(call_.dx) + job_.x_rows[n] * p_.input_dim;
+    if (call_.dx != nullptr)
+      slots_.dx[s] = static_cast<T*>(call_.dx) + job_.x_rows[n] * p_.input_dim;
   }
 
   // Adds what the outputs of this step received: its own position and, where outputs repeat, the
@@ -176,8 +181,8 @@ class BackwardWorker {
     const T* c_before = step > 0 ? c_row - U : nullptr;
     if (step == 0 && p_.c0 != nullptr) c_before = static_cast<const T*>(p_.c0) + row * U;
     T* d_gates = slots_.d_gates[s];
-    // h_t is the next step's h_{t-1}. When scratch is the reserve itself this overwrites c of a step
-    // that is done, and dG overwrites gates just read.
+    // h_t is the next step's h_{t-1}. When scratch is the reserve itself this overwrites c of a
+    // step that is done, and dG overwrites gates just read.
     T* h_row = step + 1 < count ? h_before_ + (n + 1) * U : nullptr;
     const Vec<T> one = Broadcast<T>(T(1));
     for (int64_t u = 0; u < U; u += kWidth<T>) {

@@ -13,10 +13,10 @@ namespace MASKED_LSTM_ISA_NAMESPACE {
 
 template <typename T>
 struct ForwardSlots {
-  const T* x[kMaxSlots];    // (D) this step's input
-  T* h[kMaxSlots];          // (U) h_{t-1}
-  T* h_next[kMaxSlots];     // (U) h_t
-  T* c[kMaxSlots];          // (U)
+  const T* x[kMaxSlots];      // (D) this step's input
+  T* h[kMaxSlots];            // (U) h_{t-1}
+  T* h_next[kMaxSlots];       // (U) h_t
+  T* c[kMaxSlots];            // (U)
   T* saved_gates[kMaxSlots];  // (4U) of the reserve, or null
   T* saved_c[kMaxSlots];      // (U) of the reserve, or null
   int64_t row[kMaxSlots];
@@ -27,9 +27,10 @@ struct ForwardSlots {
 // One tile: units [unit, unit + width) of slots [first, first + S), rows [begin, end) of the panel.
 // The last part of the panel finishes the cell in registers: no buffer of gates.
 template <typename T, int S>
-static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int first, int64_t input_dim, int64_t units,
-                        int64_t unit, const T* panel, const T* bias, int64_t begin, int64_t end,
-                        T* memory) {
+static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int first,
+                                             int64_t input_dim, int64_t units, int64_t unit,
+                                             const T* panel, const T* bias, int64_t begin,
+                                             int64_t end, T* memory) {
   Tile<T, S> tile;
   tile.Fill(begin == 0 ? bias : nullptr);
   const T* rows[S];
@@ -73,7 +74,9 @@ template <typename T>
 class ForwardWorker {
  public:
   ForwardWorker(ForwardJob* job, int worker)
-      : job_(*job), call_(*job->call), p_(job->call->problem),
+      : job_(*job),
+        call_(*job->call),
+        p_(job->call->problem),
         layout_{kWidth<T>, kPanelColumns<T>, p_.input_dim, p_.units} {
     T* memory = reinterpret_cast<T*>(job->worker_memory + worker * job->worker_bytes);
     const int64_t stride = layout_.slot_stride();
@@ -123,7 +126,8 @@ class ForwardWorker {
     }
   }
 
-  // Takes the next row into slot s. Rows without steps are finished on the way. False: no rows left.
+  // Takes the next row into slot s. Rows without steps are finished on the way. False: no rows
+  // left.
   bool Begin(int s, int* active) {
     const int64_t item = job_.rows.Take();
     if (item < 0) return false;
@@ -160,8 +164,8 @@ class ForwardWorker {
 
   void SetPosition(int s, int64_t position) {
     slots_.position[s] = position;
-    slots_.x[s] = static_cast<const T*>(p_.x) +
-                  (slots_.row[s] * p_.timesteps + position) * p_.input_dim;
+    slots_.x[s] =
+        static_cast<const T*>(p_.x) + (slots_.row[s] * p_.timesteps + position) * p_.input_dim;
   }
 
   // Writes what the step just done gives and moves to the row's next step. False: the row is done.
@@ -171,8 +175,7 @@ class ForwardWorker {
     slots_.h[s] = h;
     const int64_t row = slots_.row[s], U = p_.units;
     const bool last = --slots_.left[s] == 0;
-    const int64_t next =
-        last ? 0 : StepsOfRow(p_, row).Next(slots_.position[s], direction());
+    const int64_t next = last ? 0 : StepsOfRow(p_, row).Next(slots_.position[s], direction());
     if (call_.outputs != nullptr && p_.return_sequences) {
       const int64_t begin = OutputPosition(slots_.position[s]);
       const int64_t end = last ? p_.timesteps : OutputPosition(next);
@@ -225,11 +228,11 @@ class ForwardWorker {
         for (int first = 0; first < active; first += kTileRows) {
           const int rows = active - first < kTileRows ? active - first : kTileRows;
           WithTileRows(rows, [&](auto tag) {
-            ForwardTile<T, decltype(tag)::value>(
-                slots_, first, p_.input_dim, p_.units, panel * layout_.width,
-                packed + panel * layout_.forward_panel_size(),
-                biases + panel * layout_.panel_columns, begin, end,
-                saved_tiles_ + first * layout_.panel_columns);
+            ForwardTile<T, decltype(tag)::value>(slots_, first, p_.input_dim, p_.units,
+                                                 panel * layout_.width,
+                                                 packed + panel * layout_.forward_panel_size(),
+                                                 biases + panel * layout_.panel_columns, begin, end,
+                                                 saved_tiles_ + first * layout_.panel_columns);
           });
         }
       }

@@ -23,7 +23,9 @@ struct alignas(64) WorkQueue {
     const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
     return item < size ? item : -1;
   }
-  MASKED_LSTM_INLINE void Finish(int64_t items) { __atomic_fetch_add(&done, items, __ATOMIC_RELEASE); }
+  MASKED_LSTM_INLINE void Finish(int64_t items) {
+    __atomic_fetch_add(&done, items, __ATOMIC_RELEASE);
+  }
 
   // Returns when every item is done. Only items that some worker has begun can be outstanding, so
   // this cannot wait for a thread that never starts.
@@ -57,7 +59,7 @@ struct BackwardJob {
   Schedule schedule;
   WorkQueue pack;
   WorkQueue rows;
-  WorkQueue weights;  // pieces of the weight gradients
+  WorkQueue weights;    // pieces of the weight gradients
   int64_t weight_rows;  // rows of d_kernel or d_recurrent_kernel in one piece
   void* packed;
   int64_t* x_rows;  // (N) b*T+t of each compact row
@@ -85,12 +87,18 @@ struct CpuLayout {
   int64_t panel_columns;  // 4 * width
   int64_t input_dim, units;
 
-  MASKED_LSTM_INLINE static int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-  MASKED_LSTM_INLINE static int64_t Panels(int64_t n, int64_t per_panel) { return (n + per_panel - 1) / per_panel; }
+  MASKED_LSTM_INLINE static int64_t RoundUp(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+  }
+  MASKED_LSTM_INLINE static int64_t Panels(int64_t n, int64_t per_panel) {
+    return (n + per_panel - 1) / per_panel;
+  }
 
   // Forward: a panel holds `width` units of all four gates, D + U rows.
   MASKED_LSTM_INLINE int64_t forward_panels() const { return Panels(units, width); }
-  MASKED_LSTM_INLINE int64_t forward_panel_size() const { return (input_dim + units) * panel_columns; }
+  MASKED_LSTM_INLINE int64_t forward_panel_size() const {
+    return (input_dim + units) * panel_columns;
+  }
   MASKED_LSTM_INLINE int64_t forward_packed() const {
     return forward_panels() * (forward_panel_size() + panel_columns);
   }
@@ -102,7 +110,9 @@ struct CpuLayout {
   // A slot's row of h, c, dh or dc. The odd cache line keeps rows off each other's L1 sets.
   MASKED_LSTM_INLINE int64_t slot_stride() const { return RoundUp(units, panel_columns) + 64 / 4; }
   MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
-  MASKED_LSTM_INLINE int64_t forward_worker(int slots) const { return 3 * slots * slot_stride() + saved_tiles(slots); }
+  MASKED_LSTM_INLINE int64_t forward_worker(int slots) const {
+    return 3 * slots * slot_stride() + saved_tiles(slots);
+  }
   MASKED_LSTM_INLINE int64_t backward_worker(int slots) const {
     return 2 * slots * slot_stride() + saved_tiles(slots) + kWeightBlock * panel_columns;
   }

@@ -23,7 +23,8 @@ void Backward(BackwardJob* job, int worker) {
 template <typename T, typename F>
 void Apply(const void* x, void* y, int64_t n, F f) {
   for (int64_t at = 0; at < n; at += kWidth<T>) {
-    StoreFirst(static_cast<T*>(y) + at, f(LoadFirst(static_cast<const T*>(x) + at, n - at)), n - at);
+    StoreFirst(static_cast<T*>(y) + at, f(LoadFirst(static_cast<const T*>(x) + at, n - at)),
+               n - at);
   }
 }
 
@@ -37,7 +38,8 @@ void ApplyTanh(const void* x, void* y, int64_t n) {
   Apply<T>(x, y, n, [](Vec<T> v) { return Tanh<T>(v); });
 }
 
-// Independent multiply-adds that never leave the registers: the rate everything is measured against.
+// Independent multiply-adds that never leave the registers: the rate everything is measured
+// against.
 template <typename T>
 double MultiplyAddLoop(int64_t iterations) {
   constexpr int kChains = 12;

@@ -24,8 +24,8 @@ static void PackForwardPanel(const ForwardJob& job, const CpuLayout& layout, int
   const LstmProblem& p = job.call->problem;
   T* packed = static_cast<T*>(job.packed);
   T* to = packed + panel * layout.forward_panel_size();
-  T* bias = packed + layout.forward_panels() * layout.forward_panel_size() +
-            panel * layout.panel_columns;
+  T* bias =
+      packed + layout.forward_panels() * layout.forward_panel_size() + panel * layout.panel_columns;
   const int64_t unit = panel * layout.width;
   PackGateRows(static_cast<const T*>(p.kernel), p.input_dim, p.units, unit, to);
   PackGateRows(static_cast<const T*>(p.recurrent_kernel), p.units, p.units, unit,

@@ -1,9 +1,9 @@
 // The register tile, the one place where multiplications happen:
 //   acc[v][s] += sum over k of a_s[k] * panel[k][v], v < 4 vectors of columns, s < S rows.
 // All 4*S accumulators stay in registers over the whole loop. Each element is one chain of
-// multiply-adds in the order of k, whatever S is: results do not depend on which rows share a tile. An
-// accumulator array indexed in a loop that the compiler does not unroll would live on the stack; every
-// loop over v and s has a constant bound for that reason.
+// multiply-adds in the order of k, whatever S is: results do not depend on which rows share a tile.
+// An accumulator array indexed in a loop that the compiler does not unroll would live on the stack;
+// every loop over v and s has a constant bound for that reason.
 #pragma once
 
 #include "vec.h"
@@ -23,10 +23,10 @@ constexpr int kTileRows = 2;
 template <typename T>
 constexpr int kPanelColumns = 4 * kWidth<T>;
 
-// Rows of a panel that all slots go through before the next rows are touched, so that this part of the
-// panel stays in L1 or L2. A block is summed by itself, from zero, and blocks are added in order: the
-// rounding error grows with the length of a block and the number of blocks, not with their product.
-// That makes it part of the result's definition.
+// Rows of a panel that all slots go through before the next rows are touched, so that this part of
+// the panel stays in L1 or L2. A block is summed by itself, from zero, and blocks are added in
+// order: the rounding error grows with the length of a block and the number of blocks, not with
+// their product. That makes it part of the result's definition.
 constexpr int64_t kDepthBlock = 256;
 
 template <typename T, int S>
@@ -85,7 +85,7 @@ struct Tile {
 
   // a_s[k] = rows[k][column + s]: the transposed operand of a weight gradient.
   MASKED_LSTM_INLINE void AddColumns(const T* panel, const T* const* rows, int64_t column,
-                                            int64_t length) {
+                                     int64_t length) {
 #pragma GCC unroll 2
     for (int64_t k = 0; k < length; ++k) {
       const T* row = rows[k] + column;
@@ -107,15 +107,21 @@ template <typename F>
 MASKED_LSTM_INLINE void WithTileRows(int rows, F&& f) {
   static_assert(kTileRows <= 6, "add cases");
   switch (rows) {
-    case 1: return f(RowsTag<1>());
-    case 2: return f(RowsTag<2>());
+    case 1:
+      return f(RowsTag<1>());
+    case 2:
+      return f(RowsTag<2>());
 #if MASKED_LSTM_VECTOR_BYTES >= 32
-    case 3: return f(RowsTag<3>());
+    case 3:
+      return f(RowsTag<3>());
 #endif
 #if MASKED_LSTM_VECTOR_BYTES >= 64
-    case 4: return f(RowsTag<4>());
-    case 5: return f(RowsTag<5>());
-    case 6: return f(RowsTag<6>());
+    case 4:
+      return f(RowsTag<4>());
+    case 5:
+      return f(RowsTag<5>());
+    case 6:
+      return f(RowsTag<6>());
 #endif
   }
 }

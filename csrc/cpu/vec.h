@@ -1,6 +1,7 @@
-// One vector register of T for the instruction set this file is compiled for (MASKED_LSTM_VECTOR_BYTES
-// wide). Written with the compilers' vector extensions: only the fused multiply-add needs intrinsics.
-// No standard-library templates in the headers of csrc/cpu, for the reason force_inline.h gives.
+// One vector register of T for the instruction set this file is compiled for
+// (MASKED_LSTM_VECTOR_BYTES wide). Written with the compilers' vector extensions: only the fused
+// multiply-add needs intrinsics. No standard-library templates in the headers of csrc/cpu, for the
+// reason force_inline.h gives.
 #pragma once
 
 #include <cstdint>

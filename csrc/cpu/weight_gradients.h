@@ -1,6 +1,6 @@
-// d_kernel = X^T dG, d_recurrent_kernel = H^T dG, d_bias = column sums of dG, over the N compact rows.
-// A piece is a panel of columns times some rows of one of the matrices; each of its values is the sum
-// of block sums of kWeightBlock steps, in order: the same bits on any number of threads.
+// d_kernel = X^T dG, d_recurrent_kernel = H^T dG, d_bias = column sums of dG, over the N compact
+// rows. A piece is a panel of columns times some rows of one of the matrices; each of its values is
+// the sum of block sums of kWeightBlock steps, in order: the same bits on any number of threads.
 #pragma once
 
 #include "job.h"
@@ -14,8 +14,13 @@ class WeightGradients {
  public:
   WeightGradients(BackwardJob& job, const CpuLayout& layout, const T* d_gates, const T* h_before,
                   T* panel)
-      : job_(job), call_(*job.call), p_(job.call->problem), layout_(layout), d_gates_(d_gates),
-        h_before_(h_before), panel_(panel) {}
+      : job_(job),
+        call_(*job.call),
+        p_(job.call->problem),
+        layout_(layout),
+        d_gates_(d_gates),
+        h_before_(h_before),
+        panel_(panel) {}
 
   // Pieces of a call: per panel, those of kernel, then those of recurrent_kernel.
   void Run() {
@@ -55,9 +60,10 @@ class WeightGradients {
       if (result == nullptr) continue;
       for (int64_t m = row; m < stop; m += kTileRows) {
         const int64_t left_rows = stop - m;
-        WithTileRows(left_rows < kTileRows ? static_cast<int>(left_rows) : kTileRows, [&](auto tag) {
-          AddTile<decltype(tag)::value>(result, m, column, rows, length, begin == 0);
-        });
+        WithTileRows(left_rows < kTileRows ? static_cast<int>(left_rows) : kTileRows,
+                     [&](auto tag) {
+                       AddTile<decltype(tag)::value>(result, m, column, rows, length, begin == 0);
+                     });
       }
     }
   }
@@ -72,8 +78,8 @@ class WeightGradients {
   }
 
   template <int S>
-  MASKED_LSTM_NOINLINE void AddTile(T* result, int64_t row, int64_t column, const T* const* rows, int64_t length,
-               bool store) {
+  MASKED_LSTM_NOINLINE void AddTile(T* result, int64_t row, int64_t column, const T* const* rows,
+                                    int64_t length, bool store) {
     Tile<T, S> tile;
     tile.Fill(nullptr);
     tile.AddColumns(panel_, rows, row, length);

@@ -77,8 +77,8 @@ Status CheckResultGradients(const LstmProblem& p, const ArgumentShape& d_outputs
                             const ArgumentShape& d_h, const ArgumentShape& d_c) noexcept {
   if (d_outputs.rank >= 0) {
     if (p.return_sequences) {
-      MASKED_LSTM_RETURN_IF_ERROR(CheckShape("d_outputs", d_outputs, 3, {p.batch, p.timesteps, p.units},
-                                 "(batch, timesteps, units)"));
+      MASKED_LSTM_RETURN_IF_ERROR(CheckShape(
+          "d_outputs", d_outputs, 3, {p.batch, p.timesteps, p.units}, "(batch, timesteps, units)"));
     } else {
       MASKED_LSTM_RETURN_IF_ERROR(
           CheckShape("d_outputs", d_outputs, 2, {p.batch, p.units, 0}, "(batch, units)"));

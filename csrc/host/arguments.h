@@ -8,7 +8,7 @@
 namespace masked_lstm {
 
 struct ArgumentShape {
-  int rank = -1;  // -1: not given
+  int rank = -1;                // -1: not given
   int64_t dims[3] = {0, 0, 0};  // the first three
 };
 
@@ -20,7 +20,8 @@ struct ArgumentShapes {
 // argument, the shape expected and the one that came.
 Status CheckArguments(const ArgumentShapes& shapes, LstmProblem* problem) noexcept;
 
-// One argument against its expected shape, e.g. ("d_h", shape, 2, {batch, units}, "(batch, units)").
+// One argument against its expected shape, e.g. ("d_h", shape, 2, {batch, units}, "(batch,
+// units)").
 Status CheckShape(const char* name, const ArgumentShape& shape, int rank, const int64_t (&dims)[3],
                   const char* letters) noexcept;
 

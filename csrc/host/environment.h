@@ -5,8 +5,8 @@
 
 namespace masked_lstm {
 
-// The instruction set that MASKED_LSTM_ISA names, else the best one; never kAuto. Read at every call.
-// Errors: a name that is unknown, or a set this CPU lacks.
+// The instruction set that MASKED_LSTM_ISA names, else the best one; never kAuto. Read at every
+// call. Errors: a name that is unknown, or a set this CPU lacks.
 Status IsaFromEnvironment(Isa* isa) noexcept;
 
 }  // namespace masked_lstm

@@ -1,5 +1,5 @@
-// How many calls each kernel has served in this process: so that nobody has to guess which path ran.
-// One set of counters per library (the TensorFlow ops, the Python module).
+// How many calls each kernel has served in this process: so that nobody has to guess which path
+// ran. One set of counters per library (the TensorFlow ops, the Python module).
 #pragma once
 
 #include <cstdint>

@@ -10,9 +10,9 @@
 
 namespace masked_lstm {
 
-// One fork-join region in which a thread that comes too late finds the door closed: the caller never
-// waits for a closure that has not begun, so a busy pool cannot hang it (and callers inside the
-// pool's own threads cannot deadlock).
+// One fork-join region in which a thread that comes too late finds the door closed: the caller
+// never waits for a closure that has not begun, so a busy pool cannot hang it (and callers inside
+// the pool's own threads cannot deadlock).
 class ParallelRegion {
  public:
   // schedule(closure) hands a std::function<void()>-like closure to the pool.

@@ -1,5 +1,5 @@
-// masked_lstm._core: the core over NumPy arrays. Thin: python/masked_lstm/core.py makes arrays of one
-// dtype, C-contiguous, before it calls; shapes are checked here.
+// masked_lstm._core: the core over NumPy arrays. Thin: python/masked_lstm/core.py makes arrays of
+// one dtype, C-contiguous, before it calls; shapes are checked here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -40,9 +40,7 @@ ArgumentShape ShapeOf(const Array& array) {
   return shape;
 }
 
-ArgumentShape ShapeOf(const MaybeArray& array) {
-  return array ? ShapeOf(*array) : ArgumentShape();
-}
+ArgumentShape ShapeOf(const MaybeArray& array) { return array ? ShapeOf(*array) : ArgumentShape(); }
 
 Array NewArray(const py::dtype& dtype, std::vector<py::ssize_t> shape) {
   return Array(dtype, std::move(shape));
@@ -72,10 +70,10 @@ struct Inputs {
     } else {
       ThrowIfError(IsaFromEnvironment(&p.isa));
     }
-    ThrowIfError(CheckArguments({ShapeOf(x), ShapeOf(kernel), ShapeOf(recurrent_kernel),
-                                 ShapeOf(bias), ShapeOf(h0), ShapeOf(c0), ShapeOf(mask),
-                                 ShapeOf(sequence_lengths)},
-                                &p));
+    ThrowIfError(
+        CheckArguments({ShapeOf(x), ShapeOf(kernel), ShapeOf(recurrent_kernel), ShapeOf(bias),
+                        ShapeOf(h0), ShapeOf(c0), ShapeOf(mask), ShapeOf(sequence_lengths)},
+                       &p));
     p.x = x.data();
     p.kernel = kernel.data();
     p.recurrent_kernel = recurrent_kernel.data();

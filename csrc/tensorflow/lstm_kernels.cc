@@ -66,9 +66,14 @@ class LstmOpBase : public OpKernel {
  protected:
   absl::Status ReadProblem(OpKernelContext* context, LstmProblem* p, int64_t* steps) const {
     const Tensor& mask = context->input(6);
-    ArgumentShapes shapes{ShapeOf(context->input(0)), ShapeOf(context->input(1)),
-                          ShapeOf(context->input(2)), ShapeOf(context->input(3)),
-                          ShapeOf(context->input(4)), ShapeOf(context->input(5)), {}, {}};
+    ArgumentShapes shapes{ShapeOf(context->input(0)),
+                          ShapeOf(context->input(1)),
+                          ShapeOf(context->input(2)),
+                          ShapeOf(context->input(3)),
+                          ShapeOf(context->input(4)),
+                          ShapeOf(context->input(5)),
+                          {},
+                          {}};
     if (mask.dtype() == tensorflow::DT_BOOL) {
       shapes.mask = ShapeOf(mask);
       p->mask = static_cast<const uint8_t*>(Data(mask));
@@ -78,8 +83,8 @@ class LstmOpBase : public OpKernel {
     }
     TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
     TF_RETURN_IF_ERROR(ToAbsl(IsaFromEnvironment(&p->isa)));
-    p->dtype = context->input(0).dtype() == tensorflow::DT_DOUBLE ? DType::kFloat64
-                                                                  : DType::kFloat32;
+    p->dtype =
+        context->input(0).dtype() == tensorflow::DT_DOUBLE ? DType::kFloat64 : DType::kFloat32;
     p->go_backwards = go_backwards_;
     p->zero_output_for_mask = zero_output_for_mask_;
     p->return_sequences = return_sequences_;
@@ -119,12 +124,11 @@ class LstmOp : public LstmOpBase {
     const bool write_outputs = context->output_required(0);
     Tensor *outputs = nullptr, *h = nullptr, *c = nullptr, *reserve = nullptr, workspace;
     if (write_outputs) {
-      OP_REQUIRES_OK(context, context->allocate_output(
-                                  0,
-                                  p.return_sequences
-                                      ? TensorShape({p.batch, p.timesteps, p.units})
-                                      : StateShape(p),
-                                  &outputs));
+      OP_REQUIRES_OK(
+          context,
+          context->allocate_output(
+              0, p.return_sequences ? TensorShape({p.batch, p.timesteps, p.units}) : StateShape(p),
+              &outputs));
       call.outputs = MutableData(outputs);
     }
     OP_REQUIRES_OK(context, context->allocate_output(1, StateShape(p), &h));
@@ -137,12 +141,12 @@ class LstmOp : public LstmOpBase {
     if (save) call.reserve = MutableData(reserve);
 
     const Threads threads = ThreadsOf(context);
-    OP_REQUIRES_OK(context, ToAbsl(LstmForwardWorkspaceBytes(p, threads.workers,
-                                                             &call.workspace_bytes)));
-    OP_REQUIRES_OK(context, context->allocate_temp(
-                                tensorflow::DT_UINT8,
-                                TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
-                                &workspace));
+    OP_REQUIRES_OK(context,
+                   ToAbsl(LstmForwardWorkspaceBytes(p, threads.workers, &call.workspace_bytes)));
+    OP_REQUIRES_OK(context,
+                   context->allocate_temp(tensorflow::DT_UINT8,
+                                          TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
+                                          &workspace));
     call.workspace = MutableData(&workspace);
     OP_REQUIRES_OK(context, ToAbsl(RunLstmForward(call, threads)));
     CountCpuCall(p.isa, p.dtype, Pass::kForward);
@@ -168,10 +172,11 @@ class LstmGradOp : public LstmOpBase {
     const Tensor& reserve = context->input(kReserve);
     const TensorShape scratch_shape({ReserveBytes(p, steps)});
     if (reserve.NumElements() > 0) {
-      OP_REQUIRES(context, reserve.shape() == scratch_shape,
-                  absl::InvalidArgumentError(absl::StrCat(
-                      "reserve: expected shape ", scratch_shape.DebugString(), " as MaskedLstm gave",
-                      " for the same inputs, got ", reserve.shape().DebugString())));
+      OP_REQUIRES(
+          context, reserve.shape() == scratch_shape,
+          absl::InvalidArgumentError(absl::StrCat(
+              "reserve: expected shape ", scratch_shape.DebugString(), " as MaskedLstm gave",
+              " for the same inputs, got ", reserve.shape().DebugString())));
       call.reserve = Data(reserve);
     }
     call.d_outputs = Data(context->input(kDOutputs));
@@ -209,23 +214,23 @@ class LstmGradOp : public LstmOpBase {
 
     const Threads threads = ThreadsOf(context);
     Tensor workspace;
-    OP_REQUIRES_OK(context, ToAbsl(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr,
-                                                              threads.workers,
-                                                              &call.workspace_bytes)));
-    OP_REQUIRES_OK(context, context->allocate_temp(
-                                tensorflow::DT_UINT8,
-                                TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
-                                &workspace));
+    OP_REQUIRES_OK(context,
+                   ToAbsl(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers,
+                                                     &call.workspace_bytes)));
+    OP_REQUIRES_OK(context,
+                   context->allocate_temp(tensorflow::DT_UINT8,
+                                          TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
+                                          &workspace));
     call.workspace = MutableData(&workspace);
     OP_REQUIRES_OK(context, ToAbsl(RunLstmBackward(call, threads)));
     CountCpuCall(p.isa, p.dtype, Pass::kBackward);
   }
 };
 
-#define REGISTER_CPU(T)                                                                          \
-  REGISTER_KERNEL_BUILDER(                                                                       \
-      Name("MaskedLstm").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), LstmOp);         \
-  REGISTER_KERNEL_BUILDER(                                                                       \
+#define REGISTER_CPU(T)                                                                  \
+  REGISTER_KERNEL_BUILDER(                                                               \
+      Name("MaskedLstm").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), LstmOp); \
+  REGISTER_KERNEL_BUILDER(                                                               \
       Name("MaskedLstmGrad").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), LstmGradOp)
 REGISTER_CPU(float);
 REGISTER_CPU(double);
@@ -235,7 +240,8 @@ REGISTER_CPU(double);
 }  // namespace masked_lstm
 
 // For masked_lstm.kernel_calls(), through ctypes: see KernelCalls.
-extern "C" __attribute__((visibility("default"))) int64_t masked_lstm_kernel_calls(
-    int index, char* name, int name_bytes) {
+extern "C" __attribute__((visibility("default"))) int64_t masked_lstm_kernel_calls(int index,
+                                                                                   char* name,
+                                                                                   int name_bytes) {
   return masked_lstm::KernelCalls(index, name, name_bytes);
 }

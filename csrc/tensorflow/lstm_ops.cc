@@ -55,8 +55,8 @@ absl::Status ForwardShapes(InferenceContext* c) {
   bool return_sequences;
   TF_RETURN_IF_ERROR(c->GetAttr("return_sequences", &return_sequences));
   const ShapeHandle state = c->Matrix(dims.batch, dims.units);
-  c->set_output(0, return_sequences ? c->MakeShape({dims.batch, dims.timesteps, dims.units})
-                                    : state);
+  c->set_output(0,
+                return_sequences ? c->MakeShape({dims.batch, dims.timesteps, dims.units}) : state);
   c->set_output(1, state);
   c->set_output(2, state);
   c->set_output(3, c->Vector(c->UnknownDim()));
@@ -78,9 +78,9 @@ absl::Status GradientShapes(InferenceContext* c) {
 
 }  // namespace
 
-// mask: bool (batch, timesteps), true = use the step; or int32 (batch,) sequence lengths; or an int32
-// scalar, not read: every step is valid. reserve: what the gradient needs, opaque bytes; empty unless
-// save_reserve is set and something reads it.
+// mask: bool (batch, timesteps), true = use the step; or int32 (batch,) sequence lengths; or an
+// int32 scalar, not read: every step is valid. reserve: what the gradient needs, opaque bytes;
+// empty unless save_reserve is set and something reads it.
 REGISTER_OP("MaskedLstm")
     .Input("inputs: T")
     .Input("kernel: T")

@@ -158,6 +158,11 @@ def backward(
     )
 
 
+def library_path():
+    """Where the native module lies."""
+    return _core.__file__
+
+
 def isa():
     """The instruction set in use: "avx512", "avx2" or "generic"."""
     return _core.isa()

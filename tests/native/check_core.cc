@@ -2,8 +2,8 @@
 // kind, in buffers of exactly the promised size, on several threads. Checks that all instruction
 // sets agree with the generic one, which the Python tests hold to the specification.
 //
-// "wide" is the 64-byte kernel compiled without AVX-512 (the compiler splits each vector), so that the
-// layout AVX-512 uses runs on every machine.
+// "wide" is the 64-byte kernel compiled without AVX-512 (the compiler splits each vector), so that
+// the layout AVX-512 uses runs on every machine.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -1,0 +1,59 @@
+"""`python -m masked_lstm`: what is installed, and what would run."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+
+import masked_lstm
+
+
+def _version(distribution):
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _op_state():
+    """(path of the op library, whether it loads and if not why)."""
+    if importlib.util.find_spec("tensorflow") is None:
+        return "-", "TensorFlow is not installed"
+    from masked_lstm import ops
+
+    try:
+        ops.load()
+    except ImportError as error:
+        return str(ops.library_path()), str(error)
+    return str(ops.library_path()), "loads"
+
+
+def main():
+    """Prints versions, the instruction set in use, CUDA or not, and where the libraries lie."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from masked_lstm import _build_info, core
+
+    path, state = _op_state()
+    try:
+        isa = core.isa()
+    except ValueError as error:
+        isa = f"none: {error}"
+    rows = {
+        "masked_lstm": masked_lstm.__version__,
+        "Python": platform.python_version(),
+        "NumPy": _version("numpy"),
+        "TensorFlow": _version("tensorflow"),
+        "  built against": _build_info.TENSORFLOW_VERSION or "none: core only",
+        "Keras": _version("keras"),
+        "instruction set": f"{isa} (this CPU: {', '.join(core.isas())})",
+        "CUDA": "no: this version has CPU kernels only",
+        "core library": core.library_path(),
+        "op library": path,
+        "  state": state,
+    }
+    for name, value in rows.items():
+        print(f"{name:16} {value}")
+
+
+if __name__ == "__main__":
+    main()

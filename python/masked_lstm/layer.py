@@ -1,0 +1,330 @@
+"""The Keras layer: `keras.layers.LSTM` that computes only the timesteps that exist.
+
+Two paths lead to a result. The *fused path* is this package's own op. *Keras' path* is the parent
+class, for everything the op does not do; `LSTM.fused_reason` says why it was taken. What a mask
+means is the same on both (docs/contract.md); where that differs from Keras, a comment says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import keras
+from keras.src.backend import get_keras_mask  # the mask a tensor carries; no public accessor
+
+_ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+if _ON_TENSORFLOW:
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util  # to see XLA while tracing; not public
+
+_BACKENDS = ("auto", "fused", "keras")
+
+
+@functools.cache
+def _missing_library() -> str | None:
+    """Loads the native op; says what is wrong (and warns, once) where that fails."""
+    from . import ops
+
+    try:
+        ops.load()
+    except ImportError as error:
+        reason = f"the native library of masked_lstm could not be loaded: {error}"
+        warnings.warn(f"masked_lstm.LSTM uses Keras' own LSTM: {reason}", stacklevel=2)
+        return reason
+    return None
+
+
+def never_fused(layer: keras.layers.LSTM) -> str | None:
+    """Why the settings of `layer` rule out the fused path; None if they do not.
+
+    Also answers for a `keras.layers.LSTM` that has not been replaced (yet).
+    """
+    if not _ON_TENSORFLOW:
+        return f"the fused op needs Keras on TensorFlow, got Keras on {keras.backend.backend()}"
+    activations = keras.activations
+    if layer.activation not in (activations.tanh, keras.ops.tanh, tf.tanh):
+        return f"activation: the fused op computes 'tanh' only, got {_name(layer.activation)}"
+    if layer.recurrent_activation not in (activations.sigmoid, keras.ops.sigmoid, tf.sigmoid):
+        got = _name(layer.recurrent_activation)
+        return f"recurrent_activation: the fused op computes 'sigmoid' only, got {got}"
+    if layer.recurrent_dropout:
+        return f"recurrent_dropout: the fused op has none, got {layer.recurrent_dropout}"
+    if layer.dropout and layer.cell.implementation == 1:
+        return "dropout with implementation=1 (one mask per gate): the fused op takes one mask"
+    if layer.compute_dtype not in ("float16", "bfloat16", "float32", "float64"):
+        return f"dtype: the fused op computes in floating point, got {layer.compute_dtype}"
+    return _missing_library()
+
+
+def _name(activation) -> str:
+    return repr(keras.activations.serialize(activation))
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError unless `backend` is one that `LSTM` knows."""
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend: expected one of {_BACKENDS}, got {backend!r}")
+
+
+def check_fused(layer: keras.layers.LSTM, backend: str) -> None:
+    """Raises ValueError if `backend` is "fused" and the settings of `layer` rule that out."""
+    if backend == "fused" and (reason := never_fused(layer)):
+        raise ValueError(f"backend='fused' is not possible for layer '{layer.name}': {reason}")
+
+
+def _gpu_in_use() -> bool:
+    """Whether TensorFlow may place what is computed here on a GPU (a `tf.device` scope counts)."""
+    if not tf.config.list_logical_devices("GPU"):
+        return False
+    # An eager tensor tells where it was placed, a graph tensor where it was asked to be, if at all.
+    return "CPU" not in tf.zeros(()).device.upper()
+
+
+@keras.saving.register_keras_serializable(package="masked_lstm")
+class LSTM(keras.layers.LSTM):
+    """`keras.layers.LSTM` that skips masked timesteps instead of computing and discarding them.
+
+    Arguments, their order and defaults, weights and call are those of `keras.layers.LSTM`, plus:
+
+    Args:
+        backend: `"auto"` takes the fused op wherever it can do what is asked, else Keras' own
+            implementation (`fused_reason` tells which and why); `"fused"` raises ValueError
+            where the fused op cannot be used; `"keras"` never uses it. `unroll` and `use_cudnn`
+            concern Keras' implementation only.
+
+    Call arguments:
+        sequences: `(batch, timesteps, input_dim)`, or a `tf.RaggedTensor` of that shape. Values
+            at masked timesteps are never read: NaN there reaches no output and no gradient.
+        initial_state: `[h, c]`, each `(batch, units)`. A mask carried by `sequences` is used with
+            it too (Keras drops the mask then).
+        mask: `(batch, timesteps)`, True (or nonzero) where the step is used, any pattern; also
+            `(batch, timesteps, 1)` and `(1, timesteps)`. Default: the mask `sequences` carries.
+        training: whether to apply `dropout`.
+
+    Returns:
+        As Keras. With `return_sequences=False` the output is that of the last valid timestep
+        (zeros if there is none), whatever `zero_output_for_mask` says. No timesteps or an empty
+        batch give empty outputs and the initial states.
+
+    Raises:
+        ValueError: a bad `backend`, `mask` or `initial_state`, in one sentence.
+    """
+
+    # Class attributes, so that an LSTM of Keras turned into one of these by
+    # `replace_lstm` has them too.
+    backend = "auto"
+    _call_reason = None
+
+    def __init__(self, units, *args, backend="auto", **kwargs):
+        check_backend(backend)
+        super().__init__(units, *args, **kwargs)
+        self.backend = backend
+        check_fused(self, backend)
+
+    @property
+    def fused_reason(self) -> str | None:
+        """Why the fused path is not taken; None when it is.
+
+        Follows from the layer's settings and the device, and, for what only a call can tell (such
+        as XLA), from the latest call - inside a `tf.function`, the latest tracing.
+        """
+        return self._settings_reason() or self._call_reason
+
+    @property
+    def supports_jit(self) -> bool:
+        """Whether `compile(jit_compile="auto")` may use XLA: not while the fused op is in use."""
+        return self._settings_reason() is not None and self.__dict__.get("supports_jit", True)
+
+    @supports_jit.setter
+    def supports_jit(self, value):  # Keras' own answer, kept where its plain attribute would be
+        self.__dict__["supports_jit"] = value
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "use_cudnn": self.use_cudnn,  # these two are lost by Keras
+            "implementation": self.cell.implementation,
+            "backend": self.backend,
+        }
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        if not _ON_TENSORFLOW:
+            return super().call(
+                sequences, initial_state=initial_state, mask=mask, training=training
+            )
+        if isinstance(sequences, tf.RaggedTensor):
+            return self._call_ragged(sequences, initial_state, mask, training)
+        if mask is None:
+            # Keras fills in `mask` only for a call with a single tensor, so not with initial_state.
+            mask = get_keras_mask(sequences)
+        sequences = keras.ops.convert_to_tensor(sequences)
+        if sequences.shape.rank != 3:
+            raise ValueError(
+                "sequences: expected shape (batch, timesteps, input_dim), got "
+                f"{tuple(sequences.shape)}"
+            )
+        mask = _boolean_mask(mask, sequences)
+        states = self._initial_states(initial_state, sequences.shape[0])
+        self._call_reason = reason = self._settings_reason() or self._tracing_reason()
+        if reason is None:
+            return self._call_fused(sequences, states, mask, training)
+        if self.backend == "fused":
+            raise ValueError(f"backend='fused' is not possible here: {reason}")
+        return self._call_keras(sequences, states, mask, training)
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        """Keras' own loop, with masks meaning what they do on the fused path."""
+        if not _ON_TENSORFLOW:
+            return super().inner_loop(sequences, initial_state, mask, training=training)
+        loop = super().inner_loop
+        if self.use_cudnn == "auto" and (mask is not None or self.cell.implementation == 1):
+            # cuDNN refuses masks that are not right-padded and writes zeros at masked steps, and
+            # Keras' way to it fails on one dropout mask per gate: take Keras' plain loop.
+            loop = super(keras.layers.LSTM, self).inner_loop
+        last_output, outputs, states = loop(sequences, initial_state, mask, training=training)
+        if mask is not None and self.zero_output_for_mask and not self.return_sequences:
+            # Keras gives zeros if the last step is masked. Here: the last valid output, which is h.
+            any_valid = tf.reduce_any(mask, axis=1, keepdims=True)
+            last_output = tf.where(any_valid, states[0], tf.zeros_like(states[0]))
+        return last_output, outputs, states
+
+    def _settings_reason(self):
+        """Why not fused, as far as settings and device tell."""
+        if self.backend == "keras":
+            return "backend='keras' was asked for"
+        if reason := never_fused(self):
+            return reason
+        if self.backend == "auto" and _gpu_in_use():
+            return (
+                "a GPU is in use and the fused op runs on the CPU only "
+                "(backend='fused' takes it all the same)"
+            )
+        return None
+
+    @staticmethod
+    def _tracing_reason():
+        """Why not fused, as far as the graph being traced tells."""
+        if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+            tf.compat.v1.get_default_graph()
+        ):
+            return "the fused op has no XLA kernel and this call is compiled by XLA"
+        return None
+
+    def _initial_states(self, initial_state, batch):
+        """`[h, c]` in the compute dtype, or None for zeros."""
+        if self.stateful and batch not in (None, self._expected_batch_size):
+            raise ValueError(
+                f"sequences: this stateful layer was built for a batch of "
+                f"{self._expected_batch_size}, got a batch of {batch}"
+            )
+        if initial_state is None:
+            if not self.stateful:
+                return None
+            initial_state = self.states
+        if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2:
+            got = type(initial_state).__name__
+            if isinstance(initial_state, (list, tuple)):
+                got += f" of {len(initial_state)}"
+            raise ValueError(f"initial_state: expected a list of two tensors [h, c], got a {got}")
+        states = [keras.ops.convert_to_tensor(s, dtype=self.compute_dtype) for s in initial_state]
+        for state in states:
+            if not state.shape.is_compatible_with((batch, self.units)):
+                raise ValueError(
+                    "initial_state: expected two tensors of shape (batch, units) = "
+                    f"{(batch, self.units)}, got {tuple(state.shape)}"
+                )
+        return states
+
+    def _call_fused(self, sequences, states, mask, training):
+        from . import ops
+
+        # Half precision: operands rounded to it as in Keras, arithmetic in float32.
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        if self.dropout:
+            # Keras draws on every call, used or not; the same seed must give the same numbers.
+            ones = tf.ones((tf.shape(sequences)[0], sequences.shape[2]), sequences.dtype)
+            keep = keras.random.dropout(ones, self.dropout, seed=self.cell.seed_generator)
+            if training and self.dropout < 1:
+                sequences = sequences * keep[:, tf.newaxis, :]
+        cell = self.cell
+        outputs, h, c = ops.lstm(
+            keras.ops.cast(sequences, dtype),
+            keras.ops.cast(cell.kernel, dtype),
+            keras.ops.cast(cell.recurrent_kernel, dtype),
+            None if cell.bias is None else keras.ops.cast(cell.bias, dtype),
+            mask=mask,
+            initial_state=None if states is None else [keras.ops.cast(s, dtype) for s in states],
+            go_backwards=self.go_backwards,
+            zero_output_for_mask=self.zero_output_for_mask,  # Bidirectional sets it late
+            return_sequences=self.return_sequences,
+        )
+        outputs, h, c = (keras.ops.cast(y, self.compute_dtype) for y in (outputs, h, c))
+        if self.stateful:
+            for variable, value in zip(self.states, (h, c), strict=True):
+                variable.assign(value)
+        return (outputs, h, c) if self.return_state else outputs
+
+    def _call_keras(self, sequences, states, mask, training):
+        batch, timesteps, _ = sequences.shape
+        if batch == 0 or timesteps == 0:  # Keras raises
+            h, c = self.get_initial_state(tf.shape(sequences)[0]) if states is None else states
+            shape = (timesteps, self.units) if self.return_sequences else (self.units,)
+            outputs = tf.zeros((tf.shape(sequences)[0], *shape), self.compute_dtype)
+            return (outputs, h, c) if self.return_state else outputs
+        if mask is not None:  # else NaN in padding would reach the weights' gradients
+            sequences = tf.where(mask[..., tf.newaxis], sequences, tf.zeros_like(sequences))
+        try:
+            return super().call(sequences, initial_state=states, mask=mask, training=training)
+        finally:
+            self._maybe_reset_dropout_masks(self.cell)  # Keras keeps them if the call fails
+
+    def _call_ragged(self, sequences, initial_state, mask, training):
+        """A ragged batch, through its padded form; `return_sequences` gives a ragged batch back."""
+        if mask is not None:
+            raise ValueError("mask: expected None for a RaggedTensor (its rows have no padding)")
+        if sequences.ragged_rank != 1:
+            raise ValueError(
+                "sequences: expected a RaggedTensor with ragged timesteps only (ragged_rank 1), "
+                f"got ragged_rank {sequences.ragged_rank}"
+            )
+        padded = sequences.to_tensor()
+        mask = tf.sequence_mask(sequences.row_lengths(), tf.shape(padded)[1])
+        result = self.call(padded, initial_state, mask, training)
+        if not self.return_sequences:
+            return result
+        outputs, *states = result if self.return_state else (result,)
+        valid = tf.reverse(mask, [1]) if self.go_backwards else mask
+        outputs = tf.ragged.boolean_mask(outputs, valid)
+        return (outputs, *states) if self.return_state else outputs
+
+
+def _boolean_mask(mask, sequences):
+    """`mask` in any of the accepted forms as a bool tensor `(batch, timesteps)`, or None."""
+    if mask is None:
+        return None
+    mask = tf.convert_to_tensor(mask)
+    shape = mask.shape
+    if shape.rank is None:
+        mask = tf.ensure_shape(mask, (None, None))
+    elif shape.rank == 3 and shape[2] in (1, None):
+        mask = tf.squeeze(mask, 2)
+    batch, timesteps, _ = sequences.shape
+    one_row = mask.shape.rank == 2 and mask.shape[0] == 1
+    expected = (1 if one_row else batch, timesteps)
+    if not mask.shape.is_compatible_with(expected):
+        hint = ""
+        if shape.rank == 1:
+            hint = "; TimeDistributed hands on such slices: mask the innermost timesteps instead"
+        raise ValueError(
+            f"mask: expected shape (batch, timesteps) = {(batch, timesteps)}, (batch, timesteps, 1)"
+            f" or (1, timesteps), got {tuple(shape)}{hint}"
+        )
+    mask = tf.cast(mask, tf.bool)
+    if one_row and batch != 1:
+        mask = tf.repeat(mask, tf.shape(sequences)[0], axis=0)
+    return mask
+
+
+if _ON_TENSORFLOW:
+    _missing_library()  # a saved model finds the op once this module is imported
