@@ -17,6 +17,7 @@ _LAZY = {
     "replace_lstm": "replace",
     "restore_lstm": "replace",
     "replacement_report": "replace",
+    "load_model": "replace",
     "core": None,
     "reference": None,
 }

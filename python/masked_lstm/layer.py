@@ -213,10 +213,11 @@ class LSTM(keras.layers.LSTM):
 
     def _initial_states(self, initial_state, batch):
         """`[h, c]` in the compute dtype, or None for zeros."""
-        if self.stateful and batch not in (None, self._expected_batch_size):
+        built_for = self._expected_batch_size  # None unless stateful
+        if None not in (batch, built_for) and batch != built_for:
             raise ValueError(
-                f"sequences: this stateful layer was built for a batch of "
-                f"{self._expected_batch_size}, got a batch of {batch}"
+                f"sequences: this stateful layer was built for a batch of {built_for}, "
+                f"got a batch of {batch}"
             )
         if initial_state is None:
             if not self.stateful:
@@ -243,7 +244,7 @@ class LSTM(keras.layers.LSTM):
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
         if self.dropout:
             # Keras draws on every call, used or not; the same seed must give the same numbers.
-            ones = tf.ones((tf.shape(sequences)[0], sequences.shape[2]), sequences.dtype)
+            ones = tf.ones(tf.gather(tf.shape(sequences), [0, 2]), sequences.dtype)
             keep = keras.random.dropout(ones, self.dropout, seed=self.cell.seed_generator)
             if training and self.dropout < 1:
                 sequences = sequences * keep[:, tf.newaxis, :]
@@ -268,9 +269,10 @@ class LSTM(keras.layers.LSTM):
     def _call_keras(self, sequences, states, mask, training):
         batch, timesteps, _ = sequences.shape
         if batch == 0 or timesteps == 0:  # Keras raises
-            h, c = self.get_initial_state(tf.shape(sequences)[0]) if states is None else states
-            shape = (timesteps, self.units) if self.return_sequences else (self.units,)
-            outputs = tf.zeros((tf.shape(sequences)[0], *shape), self.compute_dtype)
+            batch, timesteps, _ = tf.unstack(tf.shape(sequences))
+            h, c = self.get_initial_state(batch) if states is None else states
+            shape = (batch, timesteps) if self.return_sequences else (batch,)
+            outputs = tf.zeros((*shape, self.units), self.compute_dtype)
             return (outputs, h, c) if self.return_state else outputs
         if mask is not None:  # else NaN in padding would reach the weights' gradients
             sequences = tf.where(mask[..., tf.newaxis], sequences, tf.zeros_like(sequences))

@@ -36,12 +36,18 @@ def load():
     """Loads the op library (once) and returns its ops.
 
     Raises:
-        ImportError: it was not built, or built for another minor version of TensorFlow.
+        ImportError: it was not built, was built for another minor version of TensorFlow, or
+            cannot be loaded.
     """
     global _ops
     if _ops is None:
         _check_build()
-        _ops = tf.load_op_library(str(_LIBRARY))
+        try:
+            _ops = tf.load_op_library(str(_LIBRARY))
+        except tf.errors.OpError as error:
+            raise ImportError(
+                f"masked_lstm: TensorFlow cannot load {_LIBRARY}: {error.message}"
+            ) from error
     return _ops
 
 
@@ -88,6 +94,12 @@ def _mask_tensor(mask, sequence_lengths):
         # Clipping keeps a length that int32 cannot hold out of range, for the op to refuse.
         lengths = tf.clip_by_value(tf.cast(lengths, tf.int64), -1, tf.int32.max)
     return tf.cast(lengths, tf.int32)
+
+
+def _size(tensor, axis):
+    """A dimension: an int where it is known (eagerly every small op costs), else a tensor."""
+    known = tensor.shape[axis] if tensor.shape.rank is not None else None
+    return tf.shape(tensor)[axis] if known is None else known
 
 
 def _check_static_shapes(tensors):
@@ -185,11 +197,11 @@ def lstm(
             "sequence_lengths": (mask if sequence_lengths is not None else None, ("batch",)),
         }
     )
-    units = tf.shape(recurrent_kernel)[0]
+    units = _size(recurrent_kernel, 0)
     if bias is None:
         bias = tf.zeros([4 * units], dtype)
     if initial_state is None:
-        h0 = c0 = tf.zeros([tf.shape(inputs)[0], units], dtype)
+        h0 = c0 = tf.zeros([_size(inputs, 0), units], dtype)
     outputs, h, c, _ = ops.masked_lstm(
         inputs=inputs,
         kernel=kernel,

@@ -1,0 +1,159 @@
+"""Which path masked_lstm.LSTM takes, that it says so, and how it refuses bad arguments."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pairs import (
+    BATCH,
+    INPUT_DIM,
+    MASKS,
+    TIMESTEPS,
+    UNITS,
+    assert_all_close,
+    forward_calls,
+    padding_and_poison,
+    pair,
+    random,
+)
+
+from masked_lstm import LSTM
+from masked_lstm.layer import _gpu_in_use
+
+
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        (dict(activation="relu"), "activation: .* 'tanh' only, got 'relu'"),
+        (dict(recurrent_activation="hard_sigmoid"), "recurrent_activation: .* got 'hard_sigmoid'"),
+        (dict(recurrent_dropout=0.2), "recurrent_dropout: .* got 0.2"),
+        (dict(dropout=0.2, implementation=1), "dropout with implementation=1"),
+    ],
+    ids=str,
+)
+def test_settings_that_take_keras_path(settings, reason):
+    stock, ours = pair(backend="auto", dtype="float64", seed=0, **settings)
+    assert_reason(ours, reason)
+    x, poisoned = padding_and_poison(random(BATCH, TIMESTEPS, INPUT_DIM), MASKS["holes"])
+    before = forward_calls()
+    assert_all_close(ours(poisoned, mask=MASKS["holes"]), stock(x, mask=MASKS["holes"]))
+    assert forward_calls() == before
+    assert ours.supports_jit == stock.supports_jit
+    with pytest.raises(ValueError, match="backend='fused' is not possible for layer .*: " + reason):
+        LSTM(3, backend="fused", **settings)
+
+
+def assert_reason(layer, reason):
+    assert re.search(reason, layer.fused_reason), layer.fused_reason
+
+
+def test_backend_keras_is_recorded_as_the_reason():
+    _, ours = pair(backend="keras")
+    assert ours.fused_reason == "backend='keras' was asked for"
+    _, ours = pair(backend="auto")
+    assert ours.fused_reason is None
+
+
+def test_inside_xla_keras_path_is_taken_and_recorded():
+    stock, ours = pair(backend="auto", return_sequences=True)
+    mask = MASKS["left"]
+    x, poisoned = (np.float32(v) for v in padding_and_poison(random(BATCH, 6, INPUT_DIM), mask))
+    before = forward_calls()
+    result = tf.function(lambda x: ours(x, mask=mask), jit_compile=True)(poisoned)
+    assert forward_calls() == before
+    np.testing.assert_allclose(result, stock(x, mask=mask), atol=1e-5)
+    assert_reason(ours, "no XLA kernel")
+    ours(x)
+    assert ours.fused_reason is None
+    strict = pair(backend="fused")[1]
+    with pytest.raises(ValueError, match="backend='fused' is not possible here: .* XLA"):
+        tf.function(strict, jit_compile=True)(x)
+
+
+def test_keras_does_not_jit_a_model_that_uses_the_fused_op():
+    model = keras.Sequential([keras.Input((None, 3)), LSTM(2)])
+    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
+        model.compile(loss="mse", jit_compile=True)
+    assert not model.jit_compile
+    assert LSTM(2, backend="keras").supports_jit
+
+
+def test_with_a_gpu_in_use_auto_leaves_the_work_to_keras(monkeypatch):
+    monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
+    _, ours = pair(backend="auto")
+    before = forward_calls()
+    ours(random(1, 2, INPUT_DIM))
+    assert forward_calls() == before
+    assert_reason(ours, "a GPU is in use .* CPU only")
+    assert pair(backend="fused")[1].fused_reason is None
+
+
+def test_a_gpu_is_in_use_unless_the_cpu_is_asked_for(monkeypatch):
+    assert not _gpu_in_use()
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    with tf.Graph().as_default():  # where nothing is placed yet
+        assert _gpu_in_use()
+        with tf.device("/CPU:0"):
+            assert not _gpu_in_use()
+
+
+def test_off_tensorflow_everything_is_left_to_the_parent(monkeypatch):
+    monkeypatch.setattr("masked_lstm.layer._ON_TENSORFLOW", False)
+    stock, ours = pair(backend="auto", zero_output_for_mask=True)
+    x, mask = random(BATCH, TIMESTEPS, INPUT_DIM), MASKS["right"]
+    assert_all_close(ours(x, mask=mask), stock(x, mask=mask), rtol=0)  # 0 where Keras gives 0
+    assert_reason(ours, "needs Keras on TensorFlow")
+
+
+def test_without_the_native_library_keras_takes_over_and_one_warning_says_so(monkeypatch):
+    from masked_lstm import layer as module
+    from masked_lstm import ops
+
+    def load():
+        raise ImportError("libmasked_lstm_ops.so: not found")
+
+    stock, ours = pair(backend="auto", dtype="float64")
+    monkeypatch.setattr(ops, "load", load)
+    module._missing_library.cache_clear()
+    try:
+        x = random(BATCH, TIMESTEPS, INPUT_DIM)
+        with pytest.warns(UserWarning, match="Keras' own LSTM: .*not found") as warned:
+            assert_all_close(ours(x), stock(x))
+            ours(x)
+        assert len(warned) == 1
+        assert_reason(ours, "native library .* not found")
+    finally:
+        module._missing_library.cache_clear()
+
+
+@pytest.mark.parametrize("backend", ["fused", "keras"])
+def test_bad_arguments_raise_one_clear_sentence(backend):
+    _, ours = pair(backend=backend)
+    x = random(BATCH, TIMESTEPS, INPUT_DIM)
+
+    def refuses(match, **kwargs):
+        with pytest.raises(ValueError, match=match):
+            ours(x, **kwargs)
+
+    refuses(r"mask: expected .*\(4, 6\).* got \(4, 5\)", mask=np.ones((4, 5), bool))
+    refuses(r"mask: expected .* got \(3, 6\)", mask=np.ones((3, 6), bool))
+    refuses(r"mask: expected .* got \(4,\); TimeDistributed", mask=np.ones(4, bool))
+    refuses(r"mask: expected .* got \(4, 6, 2\)", mask=np.ones((4, 6, 2), bool))
+    h = np.zeros((BATCH, UNITS))
+    refuses("initial_state: expected a list of two tensors .* got a list of 1", initial_state=[h])
+    refuses("initial_state: expected a list of two tensors .* got a Eager", initial_state=h)
+    refuses(r"initial_state: .* = \(4, 5\), got \(4, 7\)", initial_state=[h, np.zeros((BATCH, 7))])
+    with pytest.raises(ValueError, match=r"sequences: expected shape .* got \(4, 6\)"):
+        ours.call(tf.zeros((4, 6)))
+    with pytest.raises(ValueError, match="backend: expected one of .* got 'cudnn'"):
+        LSTM(3, backend="cudnn")
+
+
+def test_a_failed_call_leaves_no_dropout_mask_behind():
+    _, ours = pair(backend="keras", dropout=0.5, seed=3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        ours(random(2, 3, INPUT_DIM + 1), training=True)
+    ours.call(tf.zeros((2, 3, INPUT_DIM)), training=True)
+    assert ours.cell._dropout_mask is None
