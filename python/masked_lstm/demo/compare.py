@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> dict:
             transcripts[name] = transcribe.transcribe(one.model, list(words.held_out))
             scores[name] = transcribe.score(transcripts[name], words.held_out)
 
-    results = _results(arguments, words, valid, runs, scores, calls)
+    results = _results(arguments, words, pairs, valid, runs, scores, calls)
     _print_losses(console, runs)
     _print_summary(console, results)
     _print_words(console, words.held_out, transcripts)
@@ -95,11 +95,12 @@ def _train(arguments, pairs, runs, console) -> dict[str, int]:
     return {name: count - before.get(name, 0) for name, count in after.items()}
 
 
-def _results(arguments, words, valid, runs, scores, calls) -> dict:
+def _results(arguments, words, pairs, valid, runs, scores, calls) -> dict:
     results = {
         "settings": {key: value for key, value in vars(arguments).items() if key != "out"},
         "training_words": len(words.train),
         "held_out_words": len(words.held_out),
+        "batches_per_epoch": -(-len(pairs) // arguments.batch_size),
         "valid_fraction": valid,
         "kernel_calls": calls,
         "versions": {
@@ -118,8 +119,8 @@ def _results(arguments, words, valid, runs, scores, calls) -> dict:
     for name, score in scores.items():
         results["runs"][name].update(score._asdict())
     # Epochs that both have run, so that both saw the same machine.
-    pairs = zip(*(one.epochs for one in runs.values()), strict=False)
-    ratios = [stock.seconds / ours.seconds for stock, ours in pairs]
+    both = zip(*(one.epochs for one in runs.values()), strict=False)
+    ratios = [stock.seconds / ours.seconds for stock, ours in both]
     results["speed_up"] = statistics.median(ratios) if ratios else None
     return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import statistics
 
 import matplotlib
 
@@ -29,13 +30,15 @@ def draw(results: dict, path: pathlib.Path) -> None:
     left.set_title("The same training run ...", fontsize=11)
 
     names = list(results["runs"])
-    seconds = [sorted(one["seconds"]) for one in results["runs"].values()]
-    medians = [values[len(values) // 2] for values in seconds]
-    spread = [[m - v[0] for m, v in zip(medians, seconds, strict=True)],
-              [v[-1] - m for m, v in zip(medians, seconds, strict=True)]]  # fmt: skip
-    bars = right.barh(names, medians, xerr=spread, color=COLORS, height=0.55, ecolor="#555555")
+    seconds = [one["seconds"] for one in results["runs"].values()]
+    medians = [statistics.median(values) for values in seconds]
+    below = [m - min(values) for m, values in zip(medians, seconds, strict=True)]
+    above = [max(values) - m for m, values in zip(medians, seconds, strict=True)]
+    bars = right.barh(
+        names, medians, xerr=[below, above], color=COLORS, height=0.55, ecolor="#555555"
+    )
     right.invert_yaxis()
-    right.set_xlabel("seconds per epoch (median; line: fastest to slowest)")
+    right.set_xlabel("median seconds per epoch")
     right.margins(x=0.15)
     for bar, median in zip(bars, medians, strict=True):
         right.text(
