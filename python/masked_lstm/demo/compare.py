@@ -133,10 +133,13 @@ def _print_losses(console, runs):
     table.add_column("difference", justify="right")
     for epoch in range(max(len(one.epochs) for one in runs.values())):
         losses = [one.epochs[epoch].loss for one in runs.values() if epoch < len(one.epochs)]
-        cells = [f"{loss:.3f}" for loss in losses]
+        cells = [
+            f"{one.epochs[epoch].loss:.3f}" if epoch < len(one.epochs) else "-"
+            for one in runs.values()
+        ]
         if len(losses) == 2:
             cells.append(f"{abs(losses[0] - losses[1]):.1e}")
-        table.add_row(str(epoch + 1), *[""] * (3 - len(cells) if len(losses) < 2 else 0), *cells)
+        table.add_row(str(epoch + 1), *cells)
     console.print(table)
 
 

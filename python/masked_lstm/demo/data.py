@@ -119,8 +119,10 @@ def batches(pairs: Pairs, batch_size: int, seed: int) -> tf.data.Dataset:
         seen, wanted = phonemes[:, :-1].to_tensor(PAD), phonemes[:, 1:].to_tensor(PAD)
         return {"letters": letters, "phonemes": seen}, wanted
 
+    options = tf.data.Options()
+    options.autotune.enabled = False  # Nothing to tune here, and its thread ends seconds late.
     dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-    return dataset.map(gather).prefetch(2)
+    return dataset.map(gather).prefetch(2).with_options(options)
 
 
 def valid_fraction(pairs: Pairs, batch_size: int, seed: int) -> float:

@@ -24,7 +24,7 @@ def greedy_decoder(
     """A graph function from letter ids (B, S) to phoneme ids (B, <= max_phonemes), both int32.
 
     The encoder runs once, then the decoder a step at a time on the phoneme chosen last, until
-    every word has ended. A word that has ended is fed padding, so it is masked while the others go on.
+    every word has ended. A word that has ended is fed padding, masked while the others go on.
     """
     letter_embedding, encoder, phoneme_embedding, decoder, logits = (
         model.get_layer(name)
