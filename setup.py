@@ -1,8 +1,8 @@
 """Runs CMake. Everything else about the package is in pyproject.toml.
 
-Against which TensorFlow: the one that can be imported while building. `pip install .` brings the one
-pinned in pyproject.toml; `pip install --no-build-isolation .` uses the one installed, and without
-any TensorFlow builds masked_lstm.core alone.
+Against which TensorFlow: the one that can be imported while building. `pip install .` brings the
+one pinned in pyproject.toml; `pip install --no-build-isolation .` uses the one installed, and
+without any TensorFlow builds masked_lstm.core alone.
 """
 
 import os
@@ -55,9 +55,13 @@ class CMakeBuild(build_ext):
         base = ROOT / "python" if editable else pathlib.Path(self.build_lib).resolve()
         output = base / "masked_lstm"
         output.mkdir(parents=True, exist_ok=True)
+        for stale in output.glob("*.so"):  # of an earlier build, perhaps with other options
+            stale.unlink()
         version, compile_flags, link_flags = TENSORFLOW or ("", "", "")
         kind = f"tf{version}" if TENSORFLOW else "core"
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{kind}"
+        # It remembers paths that may be gone: an isolated build's ninja, a moved checkout.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         subprocess.check_call(
             [
                 "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build),

@@ -49,7 +49,8 @@ Status CheckSizes(const LstmProblem& p) {
   return OkStatus();
 }
 
-Status CheckWorkspace(size_t have, size_t need) {
+Status CheckWorkspace(const void* workspace, size_t have, size_t need) {
+  if (workspace == nullptr) have = 0;
   if (have >= need) return OkStatus();
   return Error(StatusCode::kInvalidArgument, "workspace: expected %zu bytes, got %zu", need, have);
 }
@@ -121,7 +122,7 @@ Status RunLstmForward(const LstmForward& call, const Threads& threads) noexcept 
   MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(p.isa, &kernels));
   MASKED_LSTM_RETURN_IF_ERROR(CheckInputs(p, steps));
   MASKED_LSTM_RETURN_IF_ERROR(LstmForwardWorkspaceBytes(p, threads.workers, &need));
-  MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace_bytes, need));
+  MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes, need));
   CpuForward(call, steps, *kernels, threads);
   return OkStatus();
 }
@@ -137,7 +138,7 @@ Status RunLstmBackward(const LstmBackward& call, const Threads& threads) noexcep
   MASKED_LSTM_RETURN_IF_ERROR(CheckPointer("scratch", call.scratch, steps * 5 * p.units));
   MASKED_LSTM_RETURN_IF_ERROR(
       LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers, &need));
-  MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace_bytes, need));
+  MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes, need));
   LstmBackward with_reserve = call;
   if (call.reserve == nullptr) {
     LstmForward forward;

@@ -3,7 +3,15 @@
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
+from masked_lstm import core
+
+# Every instruction set of the package; those this CPU lacks are skipped where all can see it.
+ISAS = [
+    pytest.param(isa, marks=pytest.mark.skipif(isa not in core.isas(), reason=f"CPU lacks {isa}"))
+    for isa in ("generic", "avx2", "avx512")
+]
 MASKS = ("none", "full", "right", "left", "holes", "empty")
 
 

@@ -23,6 +23,7 @@ def test_core_without_tensorflow(tmp_path):
         archive.extractall(tmp_path / "site")
         metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
         requirements = archive.read(metadata).decode()
+        assert not [name for name in archive.namelist() if "masked_lstm_ops" in name]
     assert "Requires-Dist: numpy" in requirements
     assert "Requires-Dist: tensorflow" not in requirements
     code = f"""

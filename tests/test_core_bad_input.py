@@ -39,11 +39,13 @@ BAD = {
         sequence_lengths=np.array([2**32 + 1, 0, 0])
     ),
     "initial_state: expected two arrays (h, c), got 1 of them": dict(initial_state=[P.d_h]),
+    "initial_state: expected two arrays (h, c), got int": dict(initial_state=7),
     "initial_state[1] (c): expected shape (batch, units) = (3, 2), got (2, 2)": dict(
         initial_state=(P.d_h, P.d_h[1:])
     ),
     "instruction set: expected generic, avx2 or avx512, got 'mmx'": dict(isa="mmx"),
     "num_threads: expected a whole number from 1 to 1024, got 0": dict(num_threads=0),
+    "num_threads: expected a whole number from 1 to 1024, got nan": dict(num_threads=float("nan")),
 }
 
 

@@ -1,8 +1,12 @@
 """Promises that hold bit by bit: what the padding, the batch and the threads do not change."""
 
+import ctypes
+import ctypes.util
+import platform
+
 import numpy as np
 import pytest
-from problems import make_problem
+from problems import ISAS, make_problem
 
 from masked_lstm import core
 
@@ -44,7 +48,7 @@ def assert_same_rows(whole, rows, part):
         assert_same_bits(getattr(gradients, name)[rows], getattr(part_gradients, name))
 
 
-@pytest.mark.parametrize("isa", core.isas())
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(29, 11, 7, 20), (9, 5, 300, 33)])
 def test_batch_invariance(shape, dtype, isa):
@@ -105,8 +109,24 @@ def test_nan_stays_in_its_row():
     assert_same_rows((result, gradients), rows, run(problem, rows))
 
 
-def test_the_callers_floating_point_mode_does_not_matter():
-    """Denormals are flushed by every worker alike, and the caller's mode comes back."""
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="FE_UPWARD's value is x86's")
+def test_the_callers_rounding_does_not_matter():
+    """Whatever rounding the calling thread is set to, results are the same and it stays set."""
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    upward = 0x800  # FE_UPWARD on x86
+    problem = make_problem(4, 30, 3, 8, dtype="float32")
+    expected = run(problem)
+    assert libm.fesetround(upward) == 0
+    try:
+        actual = run(problem)
+        assert libm.fegetround() == upward
+    finally:
+        libm.fesetround(0)
+    for a, b in zip([*expected[0], *expected[1]], [*actual[0], *actual[1]], strict=True):
+        assert_same_bits(a, b)
+
+
+def test_denormals_are_flushed_in_the_kernels_only():
     tiny = np.float32(1e-39)
     assert tiny * np.float32(0.5) != 0
     problem = make_problem(4, 30, 3, 8, dtype="float32")

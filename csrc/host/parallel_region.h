@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -18,16 +19,21 @@ class ParallelRegion {
   // schedule(closure) hands a std::function<void()>-like closure to the pool.
   template <typename Schedule>
   static void Run(int workers, void (*body)(void*, int), void* argument, Schedule&& schedule) {
-    auto state = std::make_shared<State>();
-    for (int worker = 1; worker < workers; ++worker) {
-      schedule([state, body, argument, worker] {
-        if (!state->Enter()) return;
-        body(argument, worker);
-        state->Leave();
-      });
+    std::shared_ptr<State> state;
+    try {
+      state = std::make_shared<State>();
+      for (int worker = 1; worker < workers; ++worker) {
+        schedule([state, body, argument, worker] {
+          if (!state->Enter()) return;
+          body(argument, worker);
+          state->Leave();
+        });
+      }
+    } catch (const std::exception&) {
+      // Out of memory, say: the workers scheduled so far are enough, and so are none.
     }
     body(argument, 0);
-    state->CloseAndWait();
+    if (state != nullptr) state->CloseAndWait();
   }
 
  private:

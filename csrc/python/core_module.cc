@@ -92,12 +92,30 @@ struct Workspace {
   size_t bytes = 0;
   void Reserve(size_t need) {
     if (need <= bytes) return;
+    bytes = 0;  // stays so if new throws
     memory.reset();
     memory.reset(new char[need]);
     bytes = need;
   }
 };
 thread_local Workspace workspace;
+
+// Runs f() -> Status with the GIL released. Not py::gil_scoped_release: taking the GIL back while
+// the interpreter shuts down ends the thread by unwinding, which must not happen in a destructor.
+template <typename F>
+Status WithoutGil(F f) {
+  PyThreadState* state = PyEval_SaveThread();
+  Status status;
+  bool out_of_memory = false;
+  try {
+    status = f();
+  } catch (const std::bad_alloc&) {
+    out_of_memory = true;
+  }
+  PyEval_RestoreThread(state);
+  if (out_of_memory) throw std::bad_alloc();
+  return status;
+}
 
 py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias, MaybeArray h0,
                   MaybeArray c0, MaybeArray mask, MaybeArray sequence_lengths, bool go_backwards,
@@ -125,15 +143,12 @@ py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias
   call.outputs = outputs.mutable_data();
   call.h = h.mutable_data();
   call.c = c.mutable_data();
-  Status status;
-  {
-    py::gil_scoped_release release;
+  ThrowIfError(WithoutGil([&] {
     workspace.Reserve(bytes);
     call.workspace = workspace.memory.get();
     call.workspace_bytes = workspace.bytes;
-    status = RunLstmForward(call, PoolThreads(threads));
-  }
-  ThrowIfError(status);
+    return RunLstmForward(call, PoolThreads(threads));
+  }));
   CountCpuCall(p.isa, p.dtype, Pass::kForward);
   return py::make_tuple(outputs, h, c, reserve);
 }
@@ -175,15 +190,12 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
   call.d_bias = d_bias.mutable_data();
   call.dh0 = dh0.mutable_data();
   call.dc0 = dc0.mutable_data();
-  Status status;
-  {
-    py::gil_scoped_release release;
+  ThrowIfError(WithoutGil([&] {
     workspace.Reserve(bytes);
     call.workspace = workspace.memory.get();
     call.workspace_bytes = workspace.bytes;
-    status = RunLstmBackward(call, PoolThreads(threads));
-  }
-  ThrowIfError(status);
+    return RunLstmBackward(call, PoolThreads(threads));
+  }));
   CountCpuCall(p.isa, p.dtype, Pass::kBackward);
   return py::make_tuple(dx, d_kernel, d_recurrent_kernel, d_bias, dh0, dc0);
 }
@@ -254,13 +266,15 @@ double MultiplyAddRate(double seconds, int threads, bool float64, const std::str
   } measure;
   measure.loop = kernels.multiply_add_loop[float64];
   measure.seconds = seconds;
-  py::gil_scoped_release release;
-  const Threads pool = PoolThreads(threads);
-  if (threads == 1) {
-    Measure::Body(&measure, 0);
-  } else {
-    pool.run(pool.context, threads, Measure::Body, &measure);
-  }
+  ThrowIfError(WithoutGil([&] {
+    const Threads pool = PoolThreads(threads);
+    if (threads == 1) {
+      Measure::Body(&measure, 0);
+    } else {
+      pool.run(pool.context, threads, Measure::Body, &measure);
+    }
+    return OkStatus();
+  }));
   return measure.rate;
 }
 

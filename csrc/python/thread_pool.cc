@@ -1,11 +1,13 @@
 #include "python/thread_pool.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "host/parallel_region.h"
@@ -18,20 +20,25 @@ class ThreadPool {
   // A forked child has none of its parent's threads: it gets a pool of its own. Pools are never
   // destroyed, so no thread outlives what it uses.
   static ThreadPool& Get() {
-    static std::mutex mutex;
-    static ThreadPool* pool = nullptr;
-    static pid_t owner = 0;
-    std::lock_guard<std::mutex> lock(mutex);
-    if (pool == nullptr || owner != getpid()) {
-      pool = new ThreadPool;
-      owner = getpid();
+    static std::atomic<ThreadPool*> current{nullptr};
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { current = nullptr; });
+    (void)registered;
+    ThreadPool* pool = current;
+    if (pool == nullptr) {
+      ThreadPool* fresh = new ThreadPool;
+      if (current.compare_exchange_strong(pool, fresh)) return *fresh;
+      delete fresh;  // another thread was faster; this one has no threads yet
     }
     return *pool;
   }
 
+  // Where the system refuses a thread, fewer must do: any number computes the same.
   void GrowTo(int threads) {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (; threads_ < threads; ++threads_) std::thread([this] { Loop(); }).detach();
+    try {
+      for (; threads_ < threads; ++threads_) std::thread([this] { Loop(); }).detach();
+    } catch (const std::system_error&) {
+    }
   }
 
   void Schedule(std::function<void()> closure) {

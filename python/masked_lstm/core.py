@@ -14,6 +14,10 @@ from masked_lstm.results import Forward, Gradients
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+def _count(value):
+    return f"{len(value)} of them" if isinstance(value, (list, tuple)) else type(value).__name__
+
+
 def _float_array(name, value, dtype=None):
     array = np.asarray(value)
     if array.dtype not in _FLOATS or (dtype is not None and array.dtype != dtype):
@@ -34,9 +38,12 @@ def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, i
         mask = np.asarray(mask)
         if mask.dtype != np.bool_:
             raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
-        mask = np.ascontiguousarray(mask)
+        # A copy: the core reads it more than once, and another thread may write to the caller's.
+        mask = np.array(mask, order="C")
     if sequence_lengths is not None:
         lengths = np.asarray(sequence_lengths)
+        if lengths.size == 0:  # an empty list has no dtype to speak of
+            lengths = lengths.astype(np.int32)
         if lengths.dtype.kind not in "iu":
             raise TypeError(f"sequence_lengths: expected an integer dtype, got {lengths.dtype}")
         limits = np.iinfo(np.int32)
@@ -45,9 +52,9 @@ def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, i
         sequence_lengths = np.ascontiguousarray(lengths)
     h0 = c0 = None
     if initial_state is not None:
-        if len(initial_state) != 2:
+        if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2:
             raise ValueError(
-                f"initial_state: expected two arrays (h, c), got {len(initial_state)} of them"
+                f"initial_state: expected two arrays (h, c), got {_count(initial_state)}"
             )
         h0 = _float_array("initial_state[0] (h)", initial_state[0], dtype)
         c0 = _float_array("initial_state[1] (c)", initial_state[1], dtype)
@@ -57,7 +64,7 @@ def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, i
 def _thread_count(num_threads):
     if num_threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if int(num_threads) != num_threads or not 1 <= num_threads <= 1024:
+    if num_threads not in range(1, 1025):
         raise ValueError(f"num_threads: expected a whole number from 1 to 1024, got {num_threads}")
     return int(num_threads)
 

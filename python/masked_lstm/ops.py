@@ -6,6 +6,8 @@ import pathlib
 import tensorflow as tf
 from tensorflow.python.eager import record
 
+from masked_lstm import composite
+
 _LIBRARY = pathlib.Path(__file__).parent / "libmasked_lstm_ops.so"
 _ops = None
 
@@ -23,8 +25,10 @@ def _check_build():
     except ImportError:
         raise ImportError(f"masked_lstm: its native libraries were not built; {advice}") from None
     built = _build_info.TENSORFLOW_VERSION
-    if not built or not _LIBRARY.exists():
+    if not built:
         raise ImportError(f"masked_lstm was built without TensorFlow's op; {advice}")
+    if not _LIBRARY.exists():
+        raise ImportError(f"masked_lstm: its op library {_LIBRARY} is missing; {advice}")
     if built.split(".")[:2] != tf.__version__.split(".")[:2]:
         raise ImportError(
             f"masked_lstm: its op library was built for TensorFlow {built} and cannot be loaded "
@@ -53,7 +57,8 @@ def load():
 
 def kernel_calls():
     """Calls through TensorFlow, by kernel; masked_lstm.kernel_calls() counts all bindings."""
-    load()
+    if _ops is None:
+        return {}
     read = ctypes.CDLL(str(_LIBRARY)).masked_lstm_kernel_calls
     read.restype = ctypes.c_int64
     calls, index = {}, 0
@@ -65,12 +70,16 @@ def kernel_calls():
     return calls
 
 
-def _float_tensor(name, value, dtype):
-    """`value` as a tensor, whose dtype must be `dtype`."""
+def _tensor(name, value):
     try:
-        tensor = tf.convert_to_tensor(value)
+        return tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}") from error
+
+
+def _float_tensor(name, value, dtype):
+    """`value` as a tensor, whose dtype must be `dtype`."""
+    tensor = _tensor(name, value)
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype.name}, as inputs, got {tensor.dtype.name}")
     return tensor
@@ -81,13 +90,17 @@ def _mask_tensor(mask, sequence_lengths):
     if mask is not None and sequence_lengths is not None:
         raise ValueError("mask, sequence_lengths: expected at most one of them, got both")
     if mask is not None:
-        mask = tf.convert_to_tensor(mask)
+        mask = _tensor("mask", mask)
         if mask.dtype != tf.bool:
             raise TypeError(f"mask: expected dtype bool, got {mask.dtype.name}")
         return mask
     if sequence_lengths is None:
         return tf.constant(0, tf.int32)
-    lengths = tf.convert_to_tensor(sequence_lengths)
+    lengths = _tensor("sequence_lengths", sequence_lengths)
+    if lengths.shape.rank is None:  # a scalar would mean "no mask" to the op
+        lengths = tf.ensure_shape(lengths, [None])
+    if lengths.shape == [0]:  # an empty list has no dtype to speak of
+        lengths = tf.cast(lengths, tf.int32)
     if not lengths.dtype.is_integer:
         raise TypeError(f"sequence_lengths: expected an integer dtype, got {lengths.dtype.name}")
     if lengths.dtype != tf.int32:
@@ -168,7 +181,7 @@ def lstm(
         sequence_lengths. tf.errors.InvalidArgumentError: a wrong shape or length found when run.
     """
     ops = load()
-    inputs = tf.convert_to_tensor(inputs)
+    inputs = _tensor("inputs", inputs)
     dtype = inputs.dtype
     if dtype not in (tf.float32, tf.float64):
         raise TypeError(f"inputs: expected dtype float32 or float64, got {dtype.name}")
@@ -178,10 +191,11 @@ def lstm(
         bias = _float_tensor("bias", bias, dtype)
     h0 = c0 = None
     if initial_state is not None:
-        if len(initial_state) != 2:
-            raise ValueError(
-                f"initial_state: expected two tensors (h, c), got {len(initial_state)} of them"
-            )
+        if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2:
+            got = type(initial_state).__name__
+            if isinstance(initial_state, (list, tuple)):
+                got = f"{len(initial_state)} of them"
+            raise ValueError(f"initial_state: expected two tensors (h, c), got {got}")
         h0 = _float_tensor("initial_state[0] (h)", initial_state[0], dtype)
         c0 = _float_tensor("initial_state[1] (c)", initial_state[1], dtype)
     mask = _mask_tensor(mask, sequence_lengths)
@@ -219,17 +233,25 @@ def lstm(
     return outputs, h, c
 
 
+def _options(op):
+    names = ("go_backwards", "zero_output_for_mask", "return_sequences")
+    return {name: op.get_attr(name) for name in names}
+
+
 @tf.RegisterGradient("MaskedLstm")
 def _lstm_gradient(op, d_outputs, d_h, d_c, _):
     """Gradients of the op's inputs; see masked_lstm.core.backward."""
     gradients = load().masked_lstm_grad(
-        *op.inputs,
-        reserve=op.outputs[3],
-        d_outputs=d_outputs,
-        d_h=d_h,
-        d_c=d_c,
-        go_backwards=op.get_attr("go_backwards"),
-        zero_output_for_mask=op.get_attr("zero_output_for_mask"),
-        return_sequences=op.get_attr("return_sequences"),
+        *op.inputs, op.outputs[3], d_outputs, d_h, d_c, **_options(op)
     )
     return [*gradients, None]
+
+
+@tf.RegisterGradient("MaskedLstmGrad")
+def _lstm_gradient_gradient(op, *upstream):
+    """Second order, and with it forward mode: exact, through TensorFlow's own ops."""
+    *inputs, mask, _, d_outputs, d_h, d_c = op.inputs
+    gradients = composite.gradient_of_gradient(
+        inputs, mask, upstream, (d_outputs, d_h, d_c), **_options(op)
+    )
+    return [*gradients[:6], None, None, *gradients[6:]]
