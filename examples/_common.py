@@ -5,12 +5,13 @@ same weights, trains both on the same batches in the same order, and checks that
 predictions are the same. How far apart they may be is not guessed: see `Comparison`.
 """
 
+import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported
 
@@ -30,7 +31,7 @@ class Run:
 
     losses: np.ndarray  # (epochs,)
     predictions: np.ndarray  # (samples, ...)
-    seconds: float  # training without the first call's tracing
+    seconds: float  # of the training
     kernel_calls: dict[str, int]  # calls served by masked_lstm's kernels meanwhile
 
 
@@ -56,6 +57,7 @@ class Comparison:
     keras: Run
     nudged: Run
     ours: Run
+    expected: Sequence[str]  # what the first few predictions should be, for the reader
 
     @property
     def loss_tolerance(self) -> np.ndarray:
@@ -97,6 +99,7 @@ def compare(
     build: Callable[[type], keras.Model],
     train: Callable[[keras.Model], list[float]],
     predict: Callable[[keras.Model], np.ndarray],
+    expected: Sequence[str],
 ) -> Comparison:
     """Trains `build(LSTM)` with Keras' LSTM and with ours, from the same weights.
 
@@ -105,6 +108,7 @@ def compare(
         train: trains the model it is given and returns the loss of each epoch. It is called more
             than once and must use the same batches in the same order each time.
         predict: returns the trained model's predictions.
+        expected: what the first few predictions should be, in words; only printed.
     """
     keras.utils.set_random_seed(0)
     stock = build(keras.layers.LSTM)
@@ -112,32 +116,28 @@ def compare(
     ours.set_weights(stock.get_weights())
 
     initial_weights = stock.get_weights()
-    # The second training of a model is the one that is timed: by then its graph has been traced.
-    stock_run = _run(stock, train, predict)
+    keras_run = _run(stock, train, predict)
     _start_again(stock, _nudge(initial_weights))
     nudged_run = _run(stock, train, predict)
     ours_run = _run(ours, train, predict)
-    _start_again(ours, initial_weights)
-    ours_seconds = _run(ours, train, predict).seconds
 
+    # Times are those of a model's second training: by then its graph has been traced.
+    _start_again(ours, initial_weights)
+    ours_seconds, _ = _timed(train, ours)
     return Comparison(
-        keras=Run(
-            stock_run.losses, stock_run.predictions, nudged_run.seconds, stock_run.kernel_calls
-        ),
+        keras=dataclasses.replace(keras_run, seconds=nudged_run.seconds),
         nudged=nudged_run,
-        ours=Run(ours_run.losses, ours_run.predictions, ours_seconds, ours_run.kernel_calls),
+        ours=dataclasses.replace(ours_run, seconds=ours_seconds),
+        expected=expected,
     )
 
 
-def main(
-    comparison: Comparison, describe: Callable[[np.ndarray], Any] = str, samples: int = 4
-) -> None:
+def main(comparison: Comparison, describe: Callable[[np.ndarray], str]) -> None:
     """Prints a comparison and ends the program: status 0 when all is well, else 1.
 
     Args:
         comparison: what `compare` returned.
-        describe: turns one prediction (a row of `Run.predictions`) into something to print.
-        samples: how many predictions to print.
+        describe: puts one prediction (a row of `Run.predictions`) into words.
     """
     console = Console(highlight=False)
     epochs = Table("epoch", "keras.layers.LSTM", "masked_lstm.LSTM", "difference", "tolerance")
@@ -155,10 +155,10 @@ def main(
     console.print("Loss", style="bold")
     console.print(epochs)
 
-    predictions = Table("sample", "keras.layers.LSTM", "masked_lstm.LSTM")
-    pairs = zip(comparison.keras.predictions, comparison.ours.predictions, strict=True)
-    for sample, (stock, ours) in zip(range(samples), pairs, strict=False):
-        predictions.add_row(str(sample), str(describe(stock)), str(describe(ours)))
+    predictions = Table("expected", "keras.layers.LSTM", "masked_lstm.LSTM")
+    for sample, expected in enumerate(comparison.expected):
+        stock, ours = comparison.keras.predictions[sample], comparison.ours.predictions[sample]
+        predictions.add_row(expected, describe(stock), describe(ours))
     console.print("Predictions", style="bold")
     console.print(predictions)
     console.print(
@@ -179,19 +179,21 @@ def main(
     sys.exit(1 if problems else 0)
 
 
-def _run(model, train, predict) -> Run:
-    calls_before = masked_lstm.kernel_calls()
+def _timed(train, model):
     start = time.perf_counter()
     losses = train(model)
-    seconds = time.perf_counter() - start
+    return time.perf_counter() - start, losses
+
+
+def _run(model, train, predict) -> Run:
+    before = Counter(masked_lstm.kernel_calls())
+    seconds, losses = _timed(train, model)
     predictions = predict(model)
-    calls = masked_lstm.kernel_calls()
-    new_calls = {name: count - calls_before.get(name, 0) for name, count in calls.items()}
     return Run(
         losses=np.asarray(losses, dtype=np.float64),
         predictions=np.asarray(predictions, dtype=np.float64),
         seconds=seconds,
-        kernel_calls={name: count for name, count in new_calls.items() if count},
+        kernel_calls=dict(Counter(masked_lstm.kernel_calls()) - before),
     )
 
 

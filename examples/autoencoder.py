@@ -40,6 +40,8 @@ def build(LSTM):  # noqa: N803 - a class
 def compare(samples=1200, epochs=6):
     waves = make_data(samples)
 
+    expected = [describe(wave) for wave in waves[:4]]
+
     def train(model):
         history = model.fit(waves, waves, batch_size=32, epochs=epochs, shuffle=False, verbose=0)
         return history.history["loss"]
@@ -47,11 +49,11 @@ def compare(samples=1200, epochs=6):
     def predict(model):
         return model.predict(waves[:50], verbose=0)
 
-    return _common.compare(build, train, predict)
+    return _common.compare(build, train, predict, expected)
 
 
 def describe(wave):
-    return " ".join(f"{value:+.4f}" for value in wave[:6, 0]) + " ..."
+    return " ".join(f"{value:+.4f}" for value in wave[:4, 0]) + " ..."
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from keras import layers
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"  # 0 is padding
 SOUNDS = ["plain", "soft", "silent", "long"]
+MARKS = ".s_L"  # the same, one character each, to print
 
 
 def sounds(word):
@@ -57,6 +58,11 @@ def build(LSTM):  # noqa: N803 - a class
 def compare(samples=1600, epochs=6):
     words, spoken = make_data(samples)
 
+    expected = [
+        "".join(LETTERS[letter] for letter in word) + " " + mark(sound)
+        for word, sound in zip(words[:6], spoken[:6], strict=True)
+    ]
+
     def train(model):
         history = model.fit(words, spoken, batch_size=32, epochs=epochs, shuffle=False, verbose=0)
         return history.history["loss"]
@@ -64,11 +70,15 @@ def compare(samples=1600, epochs=6):
     def predict(model):
         return model.predict(words[:100], verbose=0)
 
-    return _common.compare(build, train, predict)
+    return _common.compare(build, train, predict, expected)
+
+
+def mark(spoken):
+    return "".join(MARKS[sound] for sound in spoken)
 
 
 def describe(probabilities):
-    return " ".join(SOUNDS[sound] for sound in probabilities.argmax(axis=-1))
+    return mark(probabilities.argmax(axis=-1))
 
 
 if __name__ == "__main__":

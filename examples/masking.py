@@ -43,8 +43,10 @@ def build(LSTM):  # noqa: N803 - a class
     return model
 
 
-def compare(samples=1600, epochs=6, batch_size=32):
+def compare(samples=1600, epochs=5, batch_size=16):
     recordings, rates = make_data(samples)
+
+    expected = [describe(rate) for rate in rates[:4]]
 
     def train(model):
         losses = []
@@ -59,8 +61,12 @@ def compare(samples=1600, epochs=6, batch_size=32):
     def predict(model):
         return model.predict_on_batch(recordings[:batch_size])
 
-    return _common.compare(build, train, predict)
+    return _common.compare(build, train, predict, expected)
+
+
+def describe(rate):
+    return f"{rate[0]:.6f}"
 
 
 if __name__ == "__main__":
-    _common.main(compare())
+    _common.main(compare(), describe)

@@ -55,6 +55,8 @@ def compare(samples=2000, epochs=8):
     stories, questions, answers = make_data(samples)
     inputs = {"story": stories, "question": questions}
 
+    expected = ["country {:2}, attribute {:2}".format(*divmod(a, ATTRIBUTES)) for a in answers[:4]]
+
     def train(model):
         history = model.fit(inputs, answers, batch_size=32, epochs=epochs, shuffle=False, verbose=0)
         return history.history["loss"]
@@ -62,7 +64,7 @@ def compare(samples=2000, epochs=8):
     def predict(model):
         return model.predict({k: v[:100] for k, v in inputs.items()}, verbose=0)
 
-    return _common.compare(build, train, predict)
+    return _common.compare(build, train, predict, expected)
 
 
 def describe(probabilities):

@@ -42,6 +42,8 @@ def build(LSTM):  # noqa: N803 - a class
 def compare(samples=1200, epochs=5):
     windows, next_readings = make_data(samples)
 
+    expected = [describe(reading) for reading in next_readings[:4]]
+
     def train(model):
         history = model.fit(
             windows, next_readings, batch_size=32, epochs=epochs, shuffle=False, verbose=0
@@ -51,8 +53,12 @@ def compare(samples=1200, epochs=5):
     def predict(model):
         return model.predict(windows[:100], verbose=0)
 
-    return _common.compare(build, train, predict)
+    return _common.compare(build, train, predict, expected)
+
+
+def describe(reading):
+    return f"{reading[0]:+.6f}"
 
 
 if __name__ == "__main__":
-    _common.main(compare())
+    _common.main(compare(), describe)

@@ -51,6 +51,8 @@ def build(LSTM):  # noqa: N803 - a class
 def compare(samples=1600, epochs=6):
     reviews, labels = make_data(samples)
 
+    expected = ["positive" if label else "negative" for label in labels[:4]]
+
     def train(model):
         history = model.fit(reviews, labels, batch_size=32, epochs=epochs, shuffle=False, verbose=0)
         return history.history["loss"]
@@ -58,7 +60,7 @@ def compare(samples=1600, epochs=6):
     def predict(model):
         return model.predict(reviews[:100], verbose=0)
 
-    return _common.compare(build, train, predict)
+    return _common.compare(build, train, predict, expected)
 
 
 def describe(probability):

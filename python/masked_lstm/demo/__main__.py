@@ -15,27 +15,27 @@ def parse_arguments(argv=None):
         "Keras' LSTM, and the same model after replace_lstm.",
     )
     parser.add_argument("--full", action="store_true", help="train on all words, until it works")
-    parser.add_argument("--words", type=int, help="training words (default 10000; --full: all)")
+    parser.add_argument("--words", type=int, help="training words (default 20000; --full: all)")
     parser.add_argument("--epochs", type=int, help="(default 6; --full: 14)")
     parser.add_argument(
         "--keras-epochs", type=int, help="epochs of Keras' half (default: all; --full: 1)"
     )
     parser.add_argument("--units", type=int, help="of the decoder (default 128; --full: 256)")
     parser.add_argument("--batch-size", type=int, help="(default 64; --full: 128)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, help="(default 0.005; --full: 0.003)")
     parser.add_argument("--held-out", type=int, default=2000, help="words to judge by")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="for either LSTM (default: all cores)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     arguments = parser.parse_args(argv)
-    short = dict(words=10000, epochs=6, keras_epochs=None, units=128, batch_size=64)
-    full = dict(words=None, epochs=14, keras_epochs=1, units=256, batch_size=128)
+    short = dict(words=20000, epochs=6, units=128, batch_size=64, learning_rate=5e-3)
+    full = dict(keras_epochs=1, epochs=14, units=256, batch_size=128, learning_rate=3e-3)
     for name, value in (full if arguments.full else short).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if arguments.keras_epochs is None:
         arguments.keras_epochs = arguments.epochs
-    for name in ("epochs", "units", "batch_size", "held_out"):
+    for name in ("epochs", "keras_epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1")
     return arguments

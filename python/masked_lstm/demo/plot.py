@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import statistics
 
 import matplotlib
 
@@ -18,38 +17,10 @@ def draw(results: dict, path: pathlib.Path) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 3.8), width_ratios=[3, 2], layout="constrained"
     )
-    styles = (dict(linewidth=5, alpha=0.5), dict(linewidth=1.6))  # they lie on each other
-    for (name, one), color, style in zip(results["runs"].items(), COLORS, styles, strict=True):
-        epochs = range(1, len(one["loss"]) + 1)
-        left.plot(epochs, one["loss"], color=color, marker="o", markersize=4, label=name, **style)
-    left.set_xlabel("epoch")
-    left.set_ylabel("training loss")
-    left.set_ylim(bottom=0)
-    left.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(frameon=False)
-    left.set_title("The same training run ...", fontsize=11)
-
-    names = list(results["runs"])
-    seconds = [one["seconds"] for one in results["runs"].values()]
-    medians = [statistics.median(values) for values in seconds]
-    below = [m - min(values) for m, values in zip(medians, seconds, strict=True)]
-    above = [max(values) - m for m, values in zip(medians, seconds, strict=True)]
-    bars = right.barh(
-        names, medians, xerr=[below, above], color=COLORS, height=0.55, ecolor="#555555"
-    )
-    right.invert_yaxis()
-    right.set_xlabel("median seconds per epoch")
-    right.margins(x=0.15)
-    for bar, median in zip(bars, medians, strict=True):
-        right.text(
-            bar.get_width() * 0.04, bar.get_y() + bar.get_height() / 2, f"{median:.1f} s",
-            va="center", color="white", fontweight="bold",
-        )  # fmt: skip
-    speed_up = results["speed_up"]
-    right.set_title(f"... {speed_up:.1f} times as fast" if speed_up else "", fontsize=11)
+    _losses(left, results["runs"])
+    _seconds(right, results["runs"], results["speed_up"])
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    right.tick_params(axis="y", length=0)
     figure.suptitle(
         f"Letters to phonemes, {results['training_words']:,} words, "
         f"{results['valid_fraction']:.0%} of the padded positions exist",
@@ -57,3 +28,38 @@ def draw(results: dict, path: pathlib.Path) -> None:
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _losses(axes, runs):
+    # They lie on each other: the first drawn is the wider.
+    styles = (dict(linewidth=5, markersize=9, alpha=0.5), dict(linewidth=1.6, markersize=4))
+    for (name, run), color, style in zip(runs.items(), COLORS, styles, strict=True):
+        epochs = range(1, len(run["loss"]) + 1)
+        axes.plot(epochs, run["loss"], color=color, marker="o", label=name, **style)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    axes.set_title("The same training run ...", fontsize=11)
+
+
+def _seconds(axes, runs, speed_up):
+    """A bar for each run's median, and under it a dot for each epoch."""
+    for place, ((name, run), color) in enumerate(zip(runs.items(), COLORS, strict=True)):
+        median = run["median_seconds"]
+        axes.barh(name, median, color=color, height=0.5)
+        axes.plot(run["seconds"], [place + 0.36] * len(run["seconds"]), "o", color=color, ms=4)
+        axes.annotate(
+            f"{median:.1f} s",
+            (median, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.invert_yaxis()
+    axes.margins(x=0.2)  # room for the labels
+    axes.set_xlim(left=0)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("seconds per epoch\n(bar: median of those both ran, dots: each)")
+    axes.set_title(f"... {speed_up:.1f} times as fast", fontsize=11)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from . import transcribe
+
 
 class Epoch(NamedTuple):
     """``loss``: Keras' mean training loss. ``seconds``: see ``Stopwatch``."""
@@ -46,10 +48,11 @@ class Stopwatch(keras.callbacks.Callback):
 class Run:
     """A compiled model and what its training has shown so far."""
 
-    def __init__(self, name: str, model: keras.Model):
-        self.name = name
+    def __init__(self, model: keras.Model):
         self.model = model
+        self.decode = transcribe.greedy_decoder(model)
         self.epochs: list[Epoch] = []
+        self.phoneme_error_rates: list[float] = []
 
     def train_epoch(
         self, batches: tf.data.Dataset, on_batch: Callable[[int, float], None] = lambda *_: None

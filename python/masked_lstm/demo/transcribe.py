@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -52,10 +52,9 @@ def greedy_decoder(
 
 
 def transcribe(
-    model: keras.Model, words: Sequence[str], batch_size: int = 512
+    decode: Callable[[tf.Tensor], tf.Tensor], words: Sequence[str], batch_size: int = 512
 ) -> list[data.Pronunciation]:
-    """The model's pronunciation of each word."""
-    decode = greedy_decoder(model)
+    """The pronunciation of each word by ``decode``, a model's ``greedy_decoder``."""
     pronunciations = []
     for start in range(0, len(words), batch_size):
         letters = data.encode_letters(words[start : start + batch_size]).to_tensor(data.PAD)
