@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cc')
-PY_DIRS := python tests bench examples setup.py
+PY_DIRS := python tests bench examples docs setup.py
 
 .PHONY: demo test lint format bench wheel docs clean
 

@@ -30,7 +30,8 @@ def cell(axes, x, y, width, color, text=""):
 
 
 def main():
-    lengths = np.maximum(1, (np.random.default_rng(3).beta(1.3, 2.2, BATCH) * TIMESTEPS)).astype(int)
+    drawn = np.random.default_rng(3).beta(1.3, 2.2, BATCH) * TIMESTEPS
+    lengths = np.maximum(1, drawn).astype(int)
     lengths[4] = TIMESTEPS
     colors = plt.get_cmap("tab20")(np.arange(BATCH))
     plan, steps = slot_plan(lengths, SLOTS)
@@ -54,7 +55,12 @@ def main():
         for t in range(lengths[row]):
             cell(bottom, begin + t, slot, 1, colors[row])
         bottom.text(
-            begin + lengths[row] / 2, slot + 0.53, f"row {row}", ha="center", va="center", fontsize=8
+            begin + lengths[row] / 2,
+            slot + 0.53,
+            f"row {row}",
+            ha="center",
+            va="center",
+            fontsize=8,
         )
     bottom.set_xlim(0, steps)
     bottom.set_ylim(SLOTS, 0)
