@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import numpy as np
@@ -70,6 +71,7 @@ def measure(
         rounds: None: ROUNDS or ROUNDS_SLOW. retries: how often to measure again, with twice the
             rounds, while the control fails. on_round: called with the rounds done and to do.
     """
+    gc.collect()  # the case before: Keras' layers and traced functions are cycles
     data = make_data(case)
     calls, errors = check(case, data, pass_name, loaded, log)
     estimates = {name: estimate(call) for name, call in calls.items()}

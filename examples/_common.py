@@ -2,10 +2,9 @@
 
 `compare` builds a model with `keras.layers.LSTM` and again with `masked_lstm.LSTM`, gives both the
 same weights, trains both on the same batches in the same order, and checks that losses and
-predictions are the same. How far apart they may be is not guessed: see `Comparison`.
+predictions are the same, to RELATIVE_TOLERANCE.
 """
 
-import dataclasses
 import os
 import sys
 import time
@@ -22,68 +21,61 @@ from rich.table import Table
 
 import masked_lstm
 
-EPSILON = float(np.finfo(np.float32).eps)
+# How far apart the two may be. A float32 dot product of K terms is off by about eps * sqrt(K), for
+# its rounding errors mostly cancel (Higham & Mary, "A new approach to probabilistic rounding error
+# analysis", 2019), and T timesteps hand that on T times: two good LSTMs agree in their outputs and
+# gradients to eps * sqrt(K) * T. No LSTM here has more than 128 terms (input_dim + units) or is
+# trained on more than 64 timesteps, so that is 9e-5 at most.
+#
+# Adam's steps are then off by that part of their size, and what many steps add up to, by that part
+# of the way: hence losses are compared by it times the first loss, predictions by it times their
+# range. This holds while training does not amplify differences. Training with a high learning rate
+# does, a thousandfold and more: then Keras' LSTM does not even agree with itself after its weights
+# were changed by one rounding. The learning rates here are low enough.
+RELATIVE_TOLERANCE = float(np.finfo(np.float32).eps) * np.sqrt(128) * 64
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model, trained: mean loss of each epoch, predictions, and what it took."""
+    """One model, trained."""
 
-    losses: np.ndarray  # (epochs,)
+    losses: np.ndarray  # (epochs,): the mean loss of each
     predictions: np.ndarray  # (samples, ...)
-    seconds: float  # of the training
-    kernel_calls: dict[str, int]  # calls served by masked_lstm's kernels meanwhile
+    kernel_calls: dict[str, int]  # calls that masked_lstm's kernels served meanwhile
+    train_again: Callable[[], float]  # the same training from the same start; returns its seconds
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Keras' run, ours, and the tolerance between them.
-
-    Two correct float32 LSTMs round differently, and training amplifies any difference, by an amount
-    that depends on model and data. So it is measured: `nudged` is Keras' model trained once more
-    with each weight w replaced by w * (1 +- EPSILON * sqrt(K)), K its number of rows. A float32
-    dot product of K terms is the exact one of weights changed by about that much (Wilkinson's
-    backward error; sqrt(K) and not K because rounding errors mostly cancel: Higham & Mary, "A new
-    approach to probabilistic rounding error analysis", 2019). `nudged` therefore differs from Keras
-    as an equally good implementation does.
-
-    One random nudge is one draw of that difference, and ours another. Both are maxima over many
-    numbers, so they are of one size but not equal; hence MARGIN. The second term is the rounding of
-    the result itself, for draws that happen to cancel.
-    """
-
-    MARGIN = 8
+    """Two models trained alike, Keras' and ours."""
 
     keras: Run
-    nudged: Run
     ours: Run
     expected: Sequence[str]  # what the first few predictions should be, for the reader
 
     @property
-    def loss_tolerance(self) -> np.ndarray:
-        """(epochs,): what epoch e may differ by; differences only grow as training goes on."""
-        spread = np.maximum.accumulate(np.abs(self.nudged.losses - self.keras.losses))
-        return self.MARGIN * (spread + EPSILON * np.abs(self.keras.losses))
+    def loss_tolerance(self) -> float:
+        return RELATIVE_TOLERANCE * float(self.keras.losses[0])
 
     @property
-    def prediction_tolerance(self) -> float:
-        """What any one predicted number may differ by."""
-        spread = np.abs(self.nudged.predictions - self.keras.predictions).max()
-        return self.MARGIN * float(spread + EPSILON * np.abs(self.keras.predictions).max())
-
-    @property
-    def loss_difference(self) -> np.ndarray:
+    def loss_differences(self) -> np.ndarray:
+        """(epochs,)"""
         return np.abs(self.ours.losses - self.keras.losses)
 
     @property
+    def prediction_tolerance(self) -> float:
+        return RELATIVE_TOLERANCE * float(np.ptp(self.keras.predictions))
+
+    @property
     def prediction_difference(self) -> float:
+        """The largest of all."""
         return float(np.abs(self.ours.predictions - self.keras.predictions).max())
 
     def problems(self) -> list[str]:
         """One sentence for each thing that is not as it should be; empty when all is well."""
         found = []
         # Written so that NaN is a problem too.
-        if not np.all(self.loss_difference <= self.loss_tolerance):
+        if not np.all(self.loss_differences <= self.loss_tolerance):
             found.append("The losses differ by more than the tolerance.")
         if not self.prediction_difference <= self.prediction_tolerance:
             found.append("The predictions differ by more than the tolerance.")
@@ -114,21 +106,8 @@ def compare(
     stock = build(keras.layers.LSTM)
     ours = build(masked_lstm.LSTM)
     ours.set_weights(stock.get_weights())
-
-    initial_weights = stock.get_weights()
-    keras_run = _run(stock, train, predict)
-    _start_again(stock, _nudge(initial_weights))
-    nudged_run = _run(stock, train, predict)
-    ours_run = _run(ours, train, predict)
-
-    # Times are those of a model's second training: by then its graph has been traced.
-    _start_again(ours, initial_weights)
-    ours_seconds, _ = _timed(train, ours)
     return Comparison(
-        keras=dataclasses.replace(keras_run, seconds=nudged_run.seconds),
-        nudged=nudged_run,
-        ours=dataclasses.replace(ours_run, seconds=ours_seconds),
-        expected=expected,
+        keras=_run(stock, train, predict), ours=_run(ours, train, predict), expected=expected
     )
 
 
@@ -140,20 +119,18 @@ def main(comparison: Comparison, describe: Callable[[np.ndarray], str]) -> None:
         describe: puts one prediction (a row of `Run.predictions`) into words.
     """
     console = Console(highlight=False)
-    epochs = Table("epoch", "keras.layers.LSTM", "masked_lstm.LSTM", "difference", "tolerance")
+    epochs = Table("epoch", "keras.layers.LSTM", "masked_lstm.LSTM", "difference")
     rows = zip(
         comparison.keras.losses,
         comparison.ours.losses,
-        comparison.loss_difference,
-        comparison.loss_tolerance,
+        comparison.loss_differences,
         strict=True,
     )
-    for epoch, (stock, ours, difference, tolerance) in enumerate(rows, start=1):
-        epochs.add_row(
-            str(epoch), f"{stock:.6f}", f"{ours:.6f}", f"{difference:.1e}", f"{tolerance:.1e}"
-        )
+    for epoch, (stock, ours, difference) in enumerate(rows, start=1):
+        epochs.add_row(str(epoch), f"{stock:.6f}", f"{ours:.6f}", f"{difference:.1e}")
     console.print("Loss", style="bold")
     console.print(epochs)
+    console.print(f"Tolerance {comparison.loss_tolerance:.1e}")
 
     predictions = Table("expected", "keras.layers.LSTM", "masked_lstm.LSTM")
     for sample, expected in enumerate(comparison.expected):
@@ -166,7 +143,8 @@ def main(comparison: Comparison, describe: Callable[[np.ndarray], str]) -> None:
         f" tolerance {comparison.prediction_tolerance:.1e}"
     )
 
-    stock, ours = comparison.keras.seconds, comparison.ours.seconds
+    # The second training is the one to time: now the graphs have been traced.
+    stock, ours = comparison.keras.train_again(), comparison.ours.train_again()
     console.print("Training time", style="bold")
     console.print(f"{stock:.2f} s with Keras' LSTM, {ours:.2f} s with ours: {stock / ours:.1f}x")
     console.print(f"Fused kernels called: {comparison.ours.kernel_calls or 'none'}")
@@ -179,37 +157,25 @@ def main(comparison: Comparison, describe: Callable[[np.ndarray], str]) -> None:
     sys.exit(1 if problems else 0)
 
 
-def _timed(train, model):
-    start = time.perf_counter()
-    losses = train(model)
-    return time.perf_counter() - start, losses
-
-
 def _run(model, train, predict) -> Run:
-    before = Counter(masked_lstm.kernel_calls())
-    seconds, losses = _timed(train, model)
+    initial_weights = model.get_weights()
+
+    def train_again():
+        model.set_weights(initial_weights)
+        learning_rate = model.optimizer.learning_rate
+        for variable in model.optimizer.variables:
+            if variable is not learning_rate:
+                variable.assign(np.zeros(variable.shape))  # Adam starts from zeros
+        start = time.perf_counter()
+        train(model)
+        return time.perf_counter() - start
+
+    calls_before = Counter(masked_lstm.kernel_calls())
+    losses = train(model)
     predictions = predict(model)
     return Run(
         losses=np.asarray(losses, dtype=np.float64),
         predictions=np.asarray(predictions, dtype=np.float64),
-        seconds=seconds,
-        kernel_calls=dict(Counter(masked_lstm.kernel_calls()) - before),
+        kernel_calls=dict(Counter(masked_lstm.kernel_calls()) - calls_before),
+        train_again=train_again,
     )
-
-
-def _start_again(model: keras.Model, weights: list[np.ndarray]) -> None:
-    """Gives the model these weights and its optimizer the state of a new one."""
-    model.set_weights(weights)
-    learning_rate = model.optimizer.learning_rate
-    for variable in model.optimizer.variables:
-        if variable is not learning_rate:
-            variable.assign(np.zeros(variable.shape))  # Adam starts from zeros
-
-
-def _nudge(weights: list[np.ndarray]) -> list[np.ndarray]:
-    signs = np.random.default_rng(0)
-    nudged = []
-    for weight in weights:
-        relative = EPSILON * np.sqrt(weight.shape[0]) * signs.choice([-1, 1], size=weight.shape)
-        nudged.append((weight * (1 + relative)).astype(weight.dtype))
-    return nudged

@@ -13,12 +13,11 @@ TIMESTEPS = 40
 
 
 def make_data(samples):
-    """Returns pulse waves (samples, 40, 1) of random rate, phase and strength."""
+    """Returns pulse waves (samples, 40, 1) of random phase and strength."""
     rng = np.random.default_rng(6)
-    rate = rng.uniform(1.5, 2.5, (samples, 1))
     phase = rng.uniform(0, 1, (samples, 1))
     strength = rng.uniform(0.5, 1.0, (samples, 1))
-    angle = 2 * np.pi * (rate * np.arange(TIMESTEPS) / TIMESTEPS + phase)
+    angle = 2 * np.pi * (2 * np.arange(TIMESTEPS) / TIMESTEPS + phase)
     waves = strength * (np.sin(angle) + 0.5 * np.sin(2 * angle))
     return waves[..., np.newaxis].astype("float32")
 
@@ -33,7 +32,7 @@ def build(LSTM):  # noqa: N803 - a class
             layers.Dense(1),
         ]
     )
-    model.compile(keras.optimizers.Adam(0.005), "mse")
+    model.compile(keras.optimizers.Adam(0.002), "mse")
     return model
 
 

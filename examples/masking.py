@@ -39,7 +39,7 @@ def build(LSTM):  # noqa: N803 - a class
             layers.Dense(1),
         ]
     )
-    model.compile(keras.optimizers.Adam(0.005), "mse")
+    model.compile(keras.optimizers.Adam(0.002), "mse")
     return model
 
 

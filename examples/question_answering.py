@@ -1,8 +1,8 @@
 """Question answering with two inputs: a story, a question, and one of 500 answers.
 
-Each story mentions one country among other words, each question asks for one attribute of it;
-the answer is a pair such as (country 7, attribute 3). Both inputs are of variable length, padded
-with 0, and each goes through its own masked Embedding and LSTM.
+Each story ends with the name of a country, each question with the attribute of it that is asked
+for; the answer is a pair such as (country 7, attribute 3). Both inputs are of variable length,
+padded with 0, and each goes through its own masked Embedding and LSTM.
 """
 
 import _common
@@ -21,12 +21,12 @@ def make_data(samples):
     rng = np.random.default_rng(1)
 
     def sentences(keys, keyword_count, shortest, longest):
-        """Sentences of other words with one keyword somewhere in each."""
+        """Sentences of other words with a keyword at the end, padded."""
         result = []
         for key in keys:
             words = rng.integers(0, OTHER_WORDS, rng.integers(shortest, longest + 1))
             words = words + 1 + keyword_count
-            words[rng.integers(len(words))] = 1 + key
+            words[-1] = 1 + key
             result.append(words)
         return keras.utils.pad_sequences(result, maxlen=longest, padding="post")
 
@@ -47,7 +47,7 @@ def build(LSTM):  # noqa: N803 - a class
     both = layers.concatenate([encoded_story, encoded_question])
     answer = layers.Dense(ANSWERS, activation="softmax")(both)
     model = keras.Model([story, question], answer)
-    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adam(0.002), "sparse_categorical_crossentropy")
     return model
 
 

@@ -44,11 +44,11 @@ def build(LSTM):  # noqa: N803 - a class
             layers.Dense(1, activation="sigmoid"),
         ]
     )
-    model.compile(keras.optimizers.Adam(0.005), "binary_crossentropy")
+    model.compile(keras.optimizers.Adam(0.001), "binary_crossentropy")
     return model
 
 
-def compare(samples=1600, epochs=6):
+def compare(samples=1600, epochs=5):
     reviews, labels = make_data(samples)
 
     expected = ["positive" if label else "negative" for label in labels[:4]]

