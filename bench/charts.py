@@ -71,20 +71,27 @@ def times(rows: Rows):
     for column, (title, table) in enumerate(tables.items()):
         for line, case in enumerate(cases):
             axis = axes[line][column]
+            if case not in table:  # void, or not measured
+                axis.axis("off")
+                continue
             axis.set_title(f"{case}, {title.lower()}, ms", fontsize=10)
-            peers = sorted(table.get(case, {}).values(), key=lambda row: -row["median_ms"])
+            peers = sorted(table[case].values(), key=lambda row: -row["median_ms"])
             bars = axis.barh(
                 [TITLES[row["peer"]] for row in peers],
                 [row["median_ms"] for row in peers],
-                xerr=[row["spread_ms"] / 2 for row in peers],
+                xerr=[
+                    [row["median_ms"] - row["low_ms"] for row in peers],
+                    [row["high_ms"] - row["median_ms"] for row in peers],
+                ],
                 error_kw={"lw": 0.8, "ecolor": "#555555"},
                 color=[COLORS[row["peer"]] for row in peers],
             )
             labels = [milliseconds(row["median_ms"]) for row in peers]
             axis.bar_label(bars, labels, fontsize=8, padding=4)
             axis.margins(x=0.14)
+            axis.set_xlim(left=0)
             axis.tick_params(labelsize=8)
-    return figure, "Shorter is better. Lines: the spread between the quartiles."
+    return figure, "Shorter is better. Lines: from quartile to quartile."
 
 
 def speedups(rows: Rows):

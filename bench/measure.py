@@ -99,7 +99,8 @@ def measure(
             "version": loaded[name.removesuffix("_again")].version,
             "rounds": len(values),
             "median_ms": round(median[name] * 1e3, 5),
-            "spread_ms": round(float(np.subtract(*np.percentile(values, [75, 25]))) * 1e3, 5),
+            "low_ms": round(float(np.percentile(values, 25)) * 1e3, 5),  # the quartiles
+            "high_ms": round(float(np.percentile(values, 75)) * 1e3, 5),
             "best_ms": round(min(values) * 1e3, 5),
             "gflops": round(flops / median[name] / 1e9, 3),
             "control": round(control, 4),

@@ -19,8 +19,8 @@ from peers import CONTROL_AGAIN, OURS, TITLES
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NUMBERS = (
-    "threads batch timesteps input_dim units valid_fraction rounds median_ms spread_ms gflops "
-    "peak_gflops sgemm_gflops peak_share sgemm_share control void memory_mib"
+    "threads batch timesteps input_dim units valid_fraction rounds median_ms low_ms high_ms "
+    "gflops peak_gflops sgemm_gflops peak_share sgemm_share control void memory_mib"
 ).split()
 
 Rows = list[dict]
@@ -117,11 +117,12 @@ def peer_table(rows: Rows, value) -> str:
 def conditions(rows: Rows) -> str:
     """What the numbers were measured on."""
     first = rows[0]
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
     versions = ", ".join(dict.fromkeys(row["version"] for row in rows))
     peak = f"{first['peak_gflops']:.0f} GFLOP/s" if first["peak_gflops"] else "not measured"
     return (
-        f"{first['cpu']}, {first['isa']}, {first['threads']:.0f} threads, commit "
-        f"{first['commit']}, {first['date']}. Measured FMA peak {peak}, large sgemm "
+        f"{first['cpu']}, {first['isa']}, {first['threads']:.0f} threads, commit {commits}, "
+        f"{first['date']}. Measured FMA peak {peak}, large sgemm "
         f"{first['sgemm_gflops']:.0f} GFLOP/s. Medians of {min(row['rounds'] for row in rows):.0f} "
         "rounds or more; Keras measured twice differs by at most "
         f"{max(abs(row['control']) for row in rows):.1%}. {versions}.\n"

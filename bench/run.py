@@ -30,8 +30,8 @@ ROUNDS_QUICK = 5
 
 COLUMNS = (
     "date commit cpu isa device threads python case group pass batch timesteps input_dim units "
-    "directions valid_steps valid_fraction peer version rounds median_ms spread_ms best_ms gflops "
-    "peak_gflops sgemm_gflops peak_share sgemm_share control void error memory_mib"
+    "directions valid_steps valid_fraction peer version rounds median_ms low_ms high_ms best_ms "
+    "gflops peak_gflops sgemm_gflops peak_share sgemm_share control void error memory_mib"
 ).split()
 
 console = Console(highlight=False, soft_wrap=True)

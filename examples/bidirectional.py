@@ -60,7 +60,7 @@ def compare(samples=1600, epochs=6):
 
     expected = [
         "".join(LETTERS[letter] for letter in word) + " " + mark(sound)
-        for word, sound in zip(words[:6], spoken[:6], strict=True)
+        for word, sound in zip(words[:8], spoken[:8], strict=True)
     ]
 
     def train(model):
