@@ -176,7 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
     void = [row for row in everything if row["void"] and not options.include_void]
     rows = [row for row in everything if not row["void"] or options.include_void]
     if not rows:
-        sys.exit(f"error: nothing to report. {void_note(void) if void else 'No rows found.'}")
+        why = (
+            void_note(void) if void else "Expected rows in bench/results/*.csv or a CSV named here."
+        )
+        sys.exit(f"error: nothing to report. {why}")
     import charts  # matplotlib, which the tables do without
 
     options.out.mkdir(parents=True, exist_ok=True)

@@ -106,8 +106,8 @@ def _rows():
                 "input_dim": case.input_dim, "units": case.units, "directions": 1,
                 "valid_steps": 1, "valid_fraction": 0.4, "peer": peer, "version": f"{peer} 1.0",
                 "rounds": 30, "median_ms": median, "low_ms": 0.9 * median, "high_ms": 1.2 * median,
-                "best_ms": median, "gflops": gflops, "control": 0.02, "void": void, "error": "1.0e-06",
-                "memory_mib": "",
+                "best_ms": median, "gflops": gflops, "control": 0.02, "void": void,
+                "error": "1.0e-06", "memory_mib": "",
             }  # fmt: skip
 
 

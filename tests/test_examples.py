@@ -26,7 +26,7 @@ def test_every_model_that_people_write_is_there():
 def test_same_results(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     example = importlib.import_module(name)
-    comparison = example.compare(samples=128, epochs=3)
+    comparison = example.compare(samples=96, epochs=3)
 
     # Losses and predictions agree, the loss falls, and the fused kernels ran, both ways. The
     # tolerance and where it comes from: RELATIVE_TOLERANCE in examples/_common.py.
