@@ -33,12 +33,59 @@ CpuLayout LayoutOf(const LstmProblem& p, const CpuKernels& kernels) {
   return {width, 4 * width, p.input_dim, p.units};
 }
 
-// Slots per worker: a few tiles share each part of the weights that is read, but no more than a
-// worker's share of the batch. Results do not depend on it.
-int SlotCount(const LstmProblem& p, const CpuKernels& kernels, int workers) {
-  const int64_t most = kMaxSlots / kernels.tile_rows * kernels.tile_rows / 2;
-  const int64_t share = CpuLayout::RoundUp((p.batch + workers - 1) / workers, kernels.tile_rows);
-  return static_cast<int>(std::max<int64_t>(kernels.tile_rows, std::min(most, share)));
+// Weights that a core's second-level cache keeps beside what else it holds.
+constexpr int64_t kCachedBytes = 1 << 20;
+// A step's multiply-adds for one slot and panel from which on a second worker helps a team.
+constexpr int64_t kHelpMultiplyAdds = 16 << 10;
+
+// `weights`: bytes read in each step; `panels`: items of a step; `panel_work`: multiply-adds of one
+// panel for one slot. Results depend on none of the choices made here.
+Teams ChooseTeams(const LstmProblem& p, const CpuKernels& kernels, int workers, int64_t weights,
+                  int64_t panels, int64_t panel_work) {
+  // So many members that each keeps its share of the weights in its cache, ...
+  int64_t members = CpuLayout::RoundUp(weights, kCachedBytes) / kCachedBytes;
+  members = std::min<int64_t>({members, workers, panels, kMaxTeam});
+  // ... and so few teams that each has rows enough to fill a tile.
+  const int64_t full_tiles = std::max<int64_t>(1, p.batch / kernels.tile_rows);
+  Teams teams = {};
+  teams.count = static_cast<int>(std::min(full_tiles, workers / std::max<int64_t>(members, 1)));
+  teams.members = static_cast<int>(
+      std::min<int64_t>({(workers + teams.count - 1) / teams.count, panels, kMaxTeam}));
+  // More slots share each part of the weights where it comes from farther away.
+  const int most = weights > kCachedBytes * teams.members ? kMaxSlots : kMaxSlots / 2;
+  const int64_t share =
+      CpuLayout::RoundUp((p.batch + teams.count - 1) / teams.count, kernels.tile_rows);
+  teams.slots = static_cast<int>(
+      std::min<int64_t>(most / kernels.tile_rows * kernels.tile_rows,
+                        std::max<int64_t>(share, kernels.tile_rows)));
+  teams.help = panels > 1 && panel_work >= kHelpMultiplyAdds;
+  return teams;
+}
+
+// The longest row sets the number of steps: more slots than fill them would leave tiles empty later.
+void UseFewerSlots(const Schedule& schedule, const CpuKernels& kernels, Teams* teams) {
+  if (schedule.total == 0) return;
+  const int64_t steps = int64_t{schedule.counts[schedule.order[0]]} * teams->count;
+  const int64_t rows = kernels.tile_rows;
+  const int64_t needed = (schedule.total / steps + rows / 2) / rows * rows;
+  teams->slots = static_cast<int>(std::max(rows, std::min<int64_t>(needed, teams->slots)));
+}
+
+// `values`: of one team and of one worker. The queues start cleared.
+template <typename Slots>
+void LayOutTeams(Arena* arena, int workers, int64_t team_values, int64_t worker_values,
+                 int64_t item_bytes, int64_t panels, bool clear, Teams* teams) {
+  const size_t head = sizeof(TeamQueue) + sizeof(Slots);
+  teams->bytes = CpuLayout::RoundUp(head + team_values * item_bytes, 64);
+  teams->memory = arena->Take<char>(teams->count * teams->bytes);
+  teams->worker_bytes = CpuLayout::RoundUp(worker_values * item_bytes, 64);
+  teams->worker_memory = arena->Take<char>(workers * teams->worker_bytes);
+  for (int team = 0; clear && team < teams->count; ++team) {
+    TeamQueue* queue = reinterpret_cast<TeamQueue*>(teams->memory + team * teams->bytes);
+    *queue = TeamQueue();
+    queue->items = panels;
+    queue->members = teams->members;
+  }
 }
 
 // Handing work to a thread costs some microseconds: about what this many multiply-adds take.
@@ -73,33 +120,55 @@ struct Region {
   }
 };
 
+// Calls that read the weights so few times do not pay for packing them.
+constexpr int64_t kUnpackedPasses = 3;
+
 size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int workers, void* workspace,
                      ForwardJob* job) {
   const CpuLayout layout = LayoutOf(p, kernels);
+  const int64_t bytes = ItemBytes(p), panels = layout.forward_panels();
+  const int64_t weights = layout.forward_packed() * bytes;
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->slots = SlotCount(p, kernels, workers);
-  job->packed = arena.Take<void>(layout.forward_packed() * ItemBytes(p));
-  job->worker_bytes = CpuLayout::RoundUp(layout.forward_worker(job->slots) * ItemBytes(p), 64);
-  job->worker_memory = arena.Take<char>(workers * job->worker_bytes);
-  job->pack.size = layout.forward_panels();
+  job->teams = ChooseTeams(p, kernels, workers, weights, panels, layout.forward_panel_size());
+  // With few slots per step, x.W of several steps at once fills tiles, and halves what a step reads.
+  const bool thin = p.timesteps > 1 && (p.batch + job->teams.count - 1) / job->teams.count <
+                                           kernels.tile_rows;
+  job->projected = thin ? kProjectedSteps : 0;
+  const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
+  job->first_packed = passes <= kUnpackedPasses ? p.units / layout.width : 0;
+  job->packed = arena.Take<void>(layout.forward_packed() * bytes);
+  LayOutTeams<ForwardSlots<float>>(&arena, workers,
+                                   layout.forward_team(job->teams.slots, job->projected),
+                                   layout.saved_tiles(job->teams.slots), bytes, panels,
+                                   workspace != nullptr, &job->teams);
+  job->pack.size = panels - job->first_packed;
   job->rows.size = p.batch;
-  if (workspace != nullptr) job->schedule = BuildSchedule(p, schedule);
+  if (workspace != nullptr) {
+    job->schedule = BuildSchedule(p, schedule);
+    UseFewerSlots(job->schedule, kernels, &job->teams);
+  }
   return arena.Bytes();
 }
 
 size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const CpuKernels& kernels,
                       int workers, void* workspace, BackwardJob* job) {
   const CpuLayout layout = LayoutOf(p, kernels);
+  const int64_t bytes = ItemBytes(p), recurrent_panels = layout.recurrent_panels();
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->slots = SlotCount(p, kernels, workers);
-  job->pack.size = layout.recurrent_panels() + (with_dx ? layout.input_panels() : 0);
-  job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * ItemBytes(p));
-  job->worker_bytes = CpuLayout::RoundUp(layout.backward_worker(job->slots) * ItemBytes(p), 64);
-  job->worker_memory = arena.Take<char>(workers * job->worker_bytes);
+  job->teams = ChooseTeams(p, kernels, workers,
+                           recurrent_panels * layout.backward_panel_size() * bytes,
+                           recurrent_panels, layout.backward_panel_size());
+  job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
+  job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
+  LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
+                                    layout.backward_worker(), bytes, recurrent_panels,
+                                    workspace != nullptr, &job->teams);
   job->x_rows = arena.Take<int64_t>(steps * 8);
   job->rows.size = p.batch;
+  job->zeros.size = steps < p.batch * p.timesteps ? p.batch : 0;
+  job->inputs.size = CpuLayout::Panels(steps, kMaxSlots);
   // Pieces small enough that workers finish together, large enough that packing dG stays cheap.
   const int64_t panels = CpuLayout::Panels(4 * p.units, layout.panel_columns);
   const int64_t pieces = CpuLayout::Panels(8 * workers, panels);
@@ -107,7 +176,10 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
       48, CpuLayout::RoundUp((p.input_dim + p.units) / pieces + 1, kernels.tile_rows));
   job->weights.size = panels * (CpuLayout::Panels(p.input_dim, job->weight_rows) +
                                 CpuLayout::Panels(p.units, job->weight_rows));
-  if (workspace != nullptr) job->schedule = BuildSchedule(p, schedule);
+  if (workspace != nullptr) {
+    job->schedule = BuildSchedule(p, schedule);
+    UseFewerSlots(job->schedule, kernels, &job->teams);
+  }
   return arena.Bytes();
 }
 
@@ -130,6 +202,8 @@ void CpuForward(const LstmForward& call, int64_t steps, const CpuKernels& kernel
   ForwardJob job = {};
   job.call = &call;
   LayOutForward(p, kernels, threads.workers, call.workspace, &job);
+  const bool padded = steps < p.batch * p.timesteps;
+  job.fill.size = call.outputs != nullptr && p.return_sequences && padded ? p.batch : 0;
   Region<ForwardJob>{&job, kernels.forward[static_cast<int>(p.dtype)]}.Run(
       WorthTheWork(threads, p, steps));
 }

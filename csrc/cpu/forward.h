@@ -1,110 +1,74 @@
-// Forward pass of one worker: a few slots, each with one sequence at its own step. When a sequence
-// ends, the next one moves in, so tiles stay full whatever the lengths are.
+// Forward pass of one worker: first its share of packing weights, then teams of slots. Each slot
+// holds one sequence at its own step; when a sequence ends, the next one moves in, so tiles stay
+// full whatever the lengths are.
 #pragma once
 
-#include "activations.h"
+#include "copy.h"
+#include "forward_tile.h"
 #include "job.h"
 #include "pack.h"
 #include "slots.h"
-#include "tile.h"
 
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
+// One team's slots, as one of its members sees them: what TeamQueue::Run asks for.
 template <typename T>
-struct ForwardSlots {
-  const T* x[kMaxSlots];      // (D) this step's input
-  T* h[kMaxSlots];            // (U) h_{t-1}
-  T* h_next[kMaxSlots];       // (U) h_t
-  T* c[kMaxSlots];            // (U)
-  T* saved_gates[kMaxSlots];  // (4U) of the reserve, or null
-  T* saved_c[kMaxSlots];      // (U) of the reserve, or null
-  int64_t row[kMaxSlots];
-  int64_t position[kMaxSlots];
-  int64_t left[kMaxSlots];  // steps to go, this one included
-};
-
-// One tile: units [unit, unit + width) of slots [first, first + S), rows [begin, end) of the panel.
-// The last part of the panel finishes the cell in registers: no buffer of gates.
-template <typename T, int S>
-static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int first,
-                                             int64_t input_dim, int64_t units, int64_t unit,
-                                             const T* panel, const T* bias, int64_t begin,
-                                             int64_t end, T* memory) {
-  Tile<T, S> tile;
-  tile.Fill(begin == 0 ? bias : nullptr);
-  const T* rows[S];
-  if (begin < input_dim) {
-    for (int s = 0; s < S; ++s) rows[s] = slots.x[first + s] + begin;
-    const int64_t stop = end < input_dim ? end : input_dim;
-    tile.AddRows(panel + begin * kPanelColumns<T>, rows, stop - begin);
-  }
-  if (end > input_dim) {
-    const int64_t start = begin > input_dim ? begin : input_dim;
-    for (int s = 0; s < S; ++s) rows[s] = slots.h[first + s] + (start - input_dim);
-    tile.AddRows(panel + start * kPanelColumns<T>, rows, end - start);
-  }
-  if (begin > 0) tile.Add(memory);
-  if (end < input_dim + units) {
-    tile.Save(memory);
-    return;
-  }
-  const int64_t n = units - unit;
-#pragma GCC unroll 6
-  for (int s = 0; s < S; ++s) {
-    const Vec<T> i = Sigmoid<T>(tile.acc[0][s]);
-    const Vec<T> f = Sigmoid<T>(tile.acc[1][s]);
-    const Vec<T> g = Tanh<T>(tile.acc[2][s]);
-    const Vec<T> o = Sigmoid<T>(tile.acc[3][s]);
-    T* c_row = slots.c[first + s] + unit;
-    const Vec<T> c = MulAdd<T>(f, Load(c_row), i * g);
-    Store(c_row, c);
-    Store(slots.h_next[first + s] + unit, o * Tanh<T>(c));
-    if (T* gates = slots.saved_gates[first + s]) {
-      StoreFirst(gates + unit, i, n);
-      StoreFirst(gates + units + unit, f, n);
-      StoreFirst(gates + 2 * units + unit, g, n);
-      StoreFirst(gates + 3 * units + unit, o, n);
-      StoreFirst(slots.saved_c[first + s] + unit, c, n);
-    }
-  }
-}
-
-template <typename T>
-class ForwardWorker {
+class ForwardTeam {
  public:
-  ForwardWorker(ForwardJob* job, int worker)
+  ForwardTeam(ForwardJob* job, int team, int worker)
       : job_(*job),
         call_(*job->call),
         p_(job->call->problem),
-        layout_{kWidth<T>, kPanelColumns<T>, p_.input_dim, p_.units} {
-    T* memory = reinterpret_cast<T*>(job->worker_memory + worker * job->worker_bytes);
+        layout_{kWidth<T>, kPanelColumns<T>, p_.input_dim, p_.units},
+        queue_(reinterpret_cast<TeamQueue*>(job->teams.memory + team * job->teams.bytes)),
+        slots_(*reinterpret_cast<ForwardSlots<T>*>(queue_ + 1)),
+        memory_(reinterpret_cast<T*>(&slots_ + 1)),
+        saved_tiles_(reinterpret_cast<T*>(job->teams.worker_memory +
+                                          worker * job->teams.worker_bytes)) {}
+
+  void Run(int member) { queue_->Run(member, this); }
+
+  bool Start() {
     const int64_t stride = layout_.slot_stride();
-    for (int s = 0; s < job->slots; ++s) {
-      slots_.h[s] = memory + s * stride;
-      slots_.h_next[s] = memory + (job->slots + s) * stride;
-      slots_.c[s] = memory + (2 * job->slots + s) * stride;
+    for (int s = 0; s < job_.teams.slots; ++s) {
+      slots_.h[s] = memory_ + 3 * s * stride;
+      slots_.h_next[s] = slots_.h[s] + stride;
+      slots_.c[s] = slots_.h_next[s] + stride;
+      slots_.projections[s] = memory_ + 3 * job_.teams.slots * stride +
+                              s * job_.projected * layout_.projection();
+      slots_.projection[s] = nullptr;
     }
-    saved_tiles_ = memory + 3 * job->slots * stride;
+    slots_.active = 0;
+    slots_.more = true;
+    slots_.projecting = false;
+    return Refill();
   }
 
-  void Run() {
-    int64_t packed = 0;
-    for (int64_t panel; (panel = job_.pack.Take()) >= 0; ++packed) {
-      PackForwardPanel<T>(job_, layout_, panel);
-    }
-    job_.pack.Finish(packed);
-    job_.pack.WaitAll();
-
-    int active = 0;
-    bool more = true;
-    while (true) {
-      while (more && active < job_.slots) more = Begin(active, &active);
-      if (active == 0) return;
-      Step(active);
-      for (int s = active - 1; s >= 0; --s) {
-        if (!Advance(s) && s != --active) MoveSlot(active, s);
+  bool Advance() {
+    if (slots_.projecting) {
+      for (int s = 0; s < slots_.active; ++s) {
+        if (slots_.to_project[s] == 0) continue;
+        slots_.ahead[s] = slots_.to_project[s];
+        slots_.projection[s] = slots_.projections[s];
       }
+      slots_.projecting = false;
+      return true;
+    }
+    for (int s = slots_.active - 1; s >= 0; --s) {
+      if (!NextStep(s) && s != --slots_.active) MoveSlot(slots_.active, s);
+    }
+    return Refill();
+  }
+
+  void Item(int64_t panel_index) {
+    const int64_t unit = panel_index * layout_.width;
+    const PanelView<T> panel = View(panel_index);
+    if (slots_.projecting) {
+      ProjectSlots(panel, panel_index);
+    } else {
+      const int64_t next = queue_->LikelyNext(panel_index);
+      StepSlots(panel, unit, View(next).kernel);
     }
   }
 
@@ -114,21 +78,102 @@ class ForwardWorker {
     return p_.go_backwards ? p_.timesteps - 1 - position : position;
   }
 
-  // Outputs [begin, end) of a row, in processing order: copies of `value`, or zeros.
-  void FillOutputs(int64_t row, int64_t begin, int64_t end, const T* value) {
-    T* out = static_cast<T*>(call_.outputs) + (row * p_.timesteps + begin) * p_.units;
-    for (int64_t t = begin; t < end; ++t, out += p_.units) {
-      if (value != nullptr) {
-        std::memcpy(out, value, p_.units * sizeof(T));
-      } else {
-        std::memset(out, 0, p_.units * sizeof(T));
+  PanelView<T> View(int64_t panel) const {
+    const T* packed = static_cast<const T*>(job_.packed);
+    PanelView<T> view;
+    if (panel >= job_.first_packed) {
+      view.kernel = packed + panel * layout_.forward_panel_size();
+      view.recurrent_kernel = view.kernel + p_.input_dim * layout_.panel_columns;
+      view.bias = packed + layout_.forward_panels() * layout_.forward_panel_size() +
+                  panel * layout_.panel_columns;
+      view.row_stride = layout_.panel_columns;
+      view.gate_stride = layout_.width;
+    } else {
+      view.kernel = static_cast<const T*>(p_.kernel) + panel * layout_.width;
+      view.recurrent_kernel = static_cast<const T*>(p_.recurrent_kernel) + panel * layout_.width;
+      view.bias = p_.bias == nullptr ? nullptr
+                                     : static_cast<const T*>(p_.bias) + panel * layout_.width;
+      view.row_stride = 4 * p_.units;
+      view.gate_stride = p_.units;
+    }
+    return view;
+  }
+
+  // All slots go through a part of a panel before the next: it is read from far memory once.
+  void StepSlots(const PanelView<T>& panel, int64_t unit, const T* next) {
+    PrefetchInputs(unit / layout_.width);
+    const int64_t D = job_.projected > 0 ? 0 : p_.input_dim, U = p_.units;
+    PanelPart part = {0, 0, 0, 0};
+    while (part.h_end < U) {
+      part.x_begin = part.x_end;
+      part.x_end = part.x_end + kDepthBlock < D ? part.x_end + kDepthBlock : D;
+      part.h_begin = part.h_end;
+      if (part.x_end == D) part.h_end = part.h_end + kDepthBlock < U ? part.h_end + kDepthBlock : U;
+      const int64_t rows = part.x_end - part.x_begin + part.h_end - part.h_begin;
+      const T* after =
+          part.h_end < U ? panel.kernel + (part.x_end + part.h_end) * layout_.panel_columns : next;
+      ForEachTile(slots_.active, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
+        const Ahead ahead = ShareOfPanel<T>(after, rows, tile, tiles);
+        ForwardTile<T, decltype(tag)::value>(slots_, static_cast<int>(first), U, unit, panel, part,
+                                             saved_tiles_ + first * layout_.panel_columns, ahead);
+      });
+    }
+  }
+
+  // The inputs of the next step, a share of them in each item: none of them is in any cache yet.
+  void PrefetchInputs(int64_t panel_index) {
+    const int64_t bytes = p_.input_dim * sizeof(T);
+    for (int64_t s = panel_index; s < slots_.active; s += queue_->items) {
+      // Where the mask has holes this may be another row than the next.
+      const char* from = reinterpret_cast<const char*>(slots_.x[s] + direction() * p_.input_dim);
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+    }
+  }
+
+  void ProjectSlots(const PanelView<T>& panel, int64_t panel_index) {
+    for (int s = 0; s < slots_.active; ++s) {
+      T* to = slots_.projections[s] + panel_index * layout_.panel_columns;
+      ForEachTile(slots_.to_project[s], [&](int64_t first, auto tag, int64_t, int64_t) {
+        ProjectTile<T, decltype(tag)::value>(slots_.ahead_x[s] + first, p_.input_dim, panel,
+                                             to + first * layout_.projection(),
+                                             layout_.projection());
+      });
+    }
+  }
+
+  // Gives free slots the next rows and looks whether x.W must be computed ahead. False: all done.
+  bool Refill() {
+    while (slots_.more && slots_.active < job_.teams.slots) slots_.more = Begin(slots_.active);
+    if (job_.projected > 0) {
+      slots_.projecting = false;
+      for (int s = 0; s < slots_.active; ++s) {
+        slots_.to_project[s] = 0;
+        if (slots_.ahead[s] > 0) continue;
+        PlanProjection(s);
+        slots_.projecting = true;
       }
     }
+    return slots_.active > 0;
+  }
+
+  void PlanProjection(int s) {
+    const RowSteps steps = StepsOfRow(p_, slots_.row[s]);
+    const int64_t n = slots_.left[s] < job_.projected ? slots_.left[s] : job_.projected;
+    int64_t position = slots_.position[s];
+    for (int64_t k = 0; k < n; ++k) {
+      slots_.ahead_x[s][k] = InputAt(slots_.row[s], position);
+      position = steps.Next(position, direction());
+    }
+    slots_.to_project[s] = n;
+  }
+
+  const T* InputAt(int64_t row, int64_t position) const {
+    return static_cast<const T*>(p_.x) + (row * p_.timesteps + position) * p_.input_dim;
   }
 
   // Takes the next row into slot s. Rows without steps are finished on the way. False: no rows
   // left.
-  bool Begin(int s, int* active) {
+  bool Begin(int s) {
     const int64_t item = job_.rows.Take();
     if (item < 0) return false;
     const int64_t row = job_.schedule.order[item], U = p_.units;
@@ -139,8 +184,6 @@ class ForwardWorker {
     std::memset(slots_.c[s] + U, 0, (layout_.slot_stride() - U) * sizeof(T));
     const RowSteps steps = StepsOfRow(p_, row);
     const int64_t position = steps.Next(p_.go_backwards ? p_.timesteps : -1, direction());
-    const int64_t leading = count == 0 ? p_.timesteps : OutputPosition(position);
-    if (call_.outputs != nullptr && p_.return_sequences) FillOutputs(row, 0, leading, nullptr);
     if (count == 0) {
       if (call_.outputs != nullptr && !p_.return_sequences) {
         std::memset(static_cast<T*>(call_.outputs) + row * U, 0, U * sizeof(T));
@@ -150,6 +193,7 @@ class ForwardWorker {
     }
     slots_.row[s] = row;
     slots_.left[s] = count;
+    slots_.ahead[s] = 0;
     slots_.saved_gates[s] = slots_.saved_c[s] = nullptr;
     if (call_.reserve != nullptr) {
       T* reserve = static_cast<T*>(call_.reserve);
@@ -158,40 +202,42 @@ class ForwardWorker {
       slots_.saved_c[s] = reserve + job_.schedule.total * 4 * U + first * U;
     }
     SetPosition(s, position);
-    ++*active;
+    ++slots_.active;
     return true;
   }
 
   void SetPosition(int s, int64_t position) {
+    const int64_t row = slots_.row[s];
     slots_.position[s] = position;
-    slots_.x[s] =
-        static_cast<const T*>(p_.x) + (slots_.row[s] * p_.timesteps + position) * p_.input_dim;
+    slots_.x[s] = InputAt(row, position);
+    slots_.output[s] = nullptr;
+    if (call_.outputs == nullptr) return;
+    if (p_.return_sequences) {
+      slots_.output[s] = static_cast<T*>(call_.outputs) +
+                         (row * p_.timesteps + OutputPosition(position)) * p_.units;
+    } else if (slots_.left[s] == 1) {
+      slots_.output[s] = static_cast<T*>(call_.outputs) + row * p_.units;
+    }
   }
 
-  // Writes what the step just done gives and moves to the row's next step. False: the row is done.
-  bool Advance(int s) {
-    T* h = slots_.h_next[s];
-    slots_.h_next[s] = slots_.h[s];
-    slots_.h[s] = h;
+  // Moves to the row's next step. False: the row is done.
+  bool NextStep(int s) {
+    Swap(slots_.h[s], slots_.h_next[s]);
+    const T* h = slots_.h[s];
     const int64_t row = slots_.row[s], U = p_.units;
     const bool last = --slots_.left[s] == 0;
     const int64_t next = last ? 0 : StepsOfRow(p_, row).Next(slots_.position[s], direction());
-    if (call_.outputs != nullptr && p_.return_sequences) {
-      const int64_t begin = OutputPosition(slots_.position[s]);
-      const int64_t end = last ? p_.timesteps : OutputPosition(next);
-      FillOutputs(row, begin, begin + 1, h);
-      FillOutputs(row, begin + 1, end, p_.zero_output_for_mask ? nullptr : h);
-    }
     if (last) {
-      if (call_.outputs != nullptr && !p_.return_sequences) {
-        std::memcpy(static_cast<T*>(call_.outputs) + row * U, h, U * sizeof(T));
-      }
       FinishStates(s, row, h);
       return false;
     }
     if (slots_.saved_gates[s] != nullptr) {
       slots_.saved_gates[s] += 4 * U;
       slots_.saved_c[s] += U;
+    }
+    if (job_.projected > 0) {
+      --slots_.ahead[s];
+      slots_.projection[s] += layout_.projection();
     }
     SetPosition(s, next);
     return true;
@@ -203,13 +249,18 @@ class ForwardWorker {
     if (call_.c != nullptr) {
       std::memcpy(static_cast<T*>(call_.c) + row * U, slots_.c[s], U * sizeof(T));
     }
+    job_.rows.Finish(1);
   }
 
   void MoveSlot(int from, int to) {
     Swap(slots_.h[from], slots_.h[to]);
     Swap(slots_.h_next[from], slots_.h_next[to]);
     Swap(slots_.c[from], slots_.c[to]);
+    Swap(slots_.projections[from], slots_.projections[to]);
+    slots_.projection[to] = slots_.projection[from];
+    slots_.ahead[to] = slots_.ahead[from];
     slots_.x[to] = slots_.x[from];
+    slots_.output[to] = slots_.output[from];
     slots_.saved_gates[to] = slots_.saved_gates[from];
     slots_.saved_c[to] = slots_.saved_c[from];
     slots_.row[to] = slots_.row[from];
@@ -217,35 +268,62 @@ class ForwardWorker {
     slots_.left[to] = slots_.left[from];
   }
 
-  // Panels outside, slots inside: a part of a panel is read from far memory once for all slots.
-  void Step(int active) {
-    const int64_t depth = p_.input_dim + p_.units;
-    const T* packed = static_cast<const T*>(job_.packed);
-    const T* biases = packed + layout_.forward_panels() * layout_.forward_panel_size();
-    for (int64_t panel = 0; panel < layout_.forward_panels(); ++panel) {
-      for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
-        const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
-        for (int first = 0; first < active; first += kTileRows) {
-          const int rows = active - first < kTileRows ? active - first : kTileRows;
-          WithTileRows(rows, [&](auto tag) {
-            ForwardTile<T, decltype(tag)::value>(slots_, first, p_.input_dim, p_.units,
-                                                 panel * layout_.width,
-                                                 packed + panel * layout_.forward_panel_size(),
-                                                 biases + panel * layout_.panel_columns, begin, end,
-                                                 saved_tiles_ + first * layout_.panel_columns);
-          });
-        }
-      }
-    }
-  }
-
   ForwardJob& job_;
   const LstmForward& call_;
   const LstmProblem& p_;
   const CpuLayout layout_;
-  ForwardSlots<T> slots_;
-  T* saved_tiles_;
+  TeamQueue* queue_;
+  ForwardSlots<T>& slots_;  // shared
+  T* memory_;               // shared
+  T* saved_tiles_;          // this worker's own
 };
+
+// Outputs at the masked steps of the rows: the output before them, or zeros.
+template <typename T>
+static void FillMaskedOutputs(ForwardJob* job) {
+  const LstmProblem& p = job->call->problem;
+  const int64_t T_ = p.timesteps, bytes = p.units * sizeof(T);
+  for (int64_t item; (item = job->fill.Take()) >= 0;) {
+    const int64_t row = job->schedule.order[item];
+    if (job->schedule.counts[row] == T_) continue;
+    const RowSteps steps = StepsOfRow(p, row);
+    const int direction = p.go_backwards ? -1 : 1;
+    char* outputs = static_cast<char*>(job->call->outputs) + row * T_ * bytes;
+    const char* before = nullptr;
+    int64_t next = steps.Next(p.go_backwards ? T_ : -1, direction);
+    for (int64_t t = 0; t < T_; ++t) {  // in processing order
+      char* output = outputs + t * bytes;
+      if (next < steps.limit && t == (p.go_backwards ? T_ - 1 - next : next)) {
+        if (!p.zero_output_for_mask) before = output;
+        next = steps.Next(next, direction);
+      } else if (before != nullptr) {
+        std::memcpy(output, before, bytes);
+      } else {
+        std::memset(output, 0, bytes);
+      }
+    }
+  }
+}
+
+template <typename T>
+static void RunForward(ForwardJob* job, int worker) {
+  const LstmProblem& p = job->call->problem;
+  const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
+  int64_t packed = 0;
+  for (int64_t item; (item = job->pack.Take()) >= 0; ++packed) {
+    PackForwardPanel<T>(*job, layout, job->first_packed + item);
+  }
+  job->pack.Finish(packed);
+  job->pack.WaitAll();
+
+  const int teams = job->teams.count, home = worker % teams;
+  for (int i = 0; i < (job->teams.help ? teams : 1); ++i) {
+    ForwardTeam<T>(job, (home + i) % teams, worker).Run(worker / teams);
+  }
+  if (job->fill.size == 0) return;
+  job->rows.WaitAll();
+  FillMaskedOutputs<T>(job);
+}
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE
 }  // namespace masked_lstm

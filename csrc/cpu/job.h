@@ -1,16 +1,14 @@
 // What the workers of one CPU call share. Plain data: compiled once, used by every instruction set.
 #pragma once
 
-#include <sched.h>
-
 #include <cstdint>
 
 #include "lstm.h"
 #include "schedule.h"
+#include "slots.h"
+#include "team.h"
 
 namespace masked_lstm {
-
-constexpr int kMaxSlots = 24;
 
 // Items taken one by one by whichever workers have started.
 struct alignas(64) WorkQueue {
@@ -30,27 +28,33 @@ struct alignas(64) WorkQueue {
   // Returns when every item is done. Only items that some worker has begun can be outstanding, so
   // this cannot wait for a thread that never starts.
   MASKED_LSTM_INLINE void WaitAll() const {
-    for (int spin = 0; __atomic_load_n(&done, __ATOMIC_ACQUIRE) < size; ++spin) {
-      if (spin < 2000) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      } else {
-        sched_yield();
-      }
-    }
+    for (int spins = 0; __atomic_load_n(&done, __ATOMIC_ACQUIRE) < size;) SpinWait(&spins);
   }
+};
+
+// How the workers of a call are grouped: worker w is member w / teams of team w % teams. A team
+// shares slots and takes rows of the batch; its members share the panels of each step.
+struct Teams {
+  int count;
+  int members;  // of each team, if all start
+  int slots;    // of each team
+  bool help;    // who has no team left to work in joins another: pays off where steps are long
+  char* memory;
+  size_t bytes;      // of one team
+  char* worker_memory;
+  size_t worker_bytes;
 };
 
 struct ForwardJob {
   const LstmForward* call;
   Schedule schedule;
-  WorkQueue pack;  // panels of weights
-  WorkQueue rows;  // rows of the batch, longest first
-  void* packed;    // panels, then packed bias
-  char* worker_memory;
-  size_t worker_bytes;
-  int slots;  // per worker
+  WorkQueue pack;       // panels of weights, from first_packed on
+  WorkQueue rows;       // rows of the batch, longest first
+  WorkQueue fill;       // rows of the batch, for the outputs at masked steps
+  int64_t first_packed;  // panels before it are read where the weights are
+  void* packed;         // panels, then packed bias
+  int64_t projected;    // steps of a slot whose x.W is computed ahead at once; 0: none
+  Teams teams;
 };
 
 struct BackwardJob {
@@ -59,13 +63,13 @@ struct BackwardJob {
   Schedule schedule;
   WorkQueue pack;
   WorkQueue rows;
+  WorkQueue zeros;      // rows of the batch, for dx at masked steps
+  WorkQueue inputs;     // blocks of compact rows of dx
   WorkQueue weights;    // pieces of the weight gradients
   int64_t weight_rows;  // rows of d_kernel or d_recurrent_kernel in one piece
   void* packed;
   int64_t* x_rows;  // (N) b*T+t of each compact row
-  char* worker_memory;
-  size_t worker_bytes;
-  int slots;
+  Teams teams;
 };
 
 // One instruction set's compiled code. Index of the arrays: DType.
@@ -109,12 +113,16 @@ struct CpuLayout {
 
   // A slot's row of h, c, dh or dc. The odd cache line keeps rows off each other's L1 sets.
   MASKED_LSTM_INLINE int64_t slot_stride() const { return RoundUp(units, panel_columns) + 64 / 4; }
-  MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
-  MASKED_LSTM_INLINE int64_t forward_worker(int slots) const {
-    return 3 * slots * slot_stride() + saved_tiles(slots);
+  // x.W of one step of one slot.
+  MASKED_LSTM_INLINE int64_t projection() const { return forward_panels() * panel_columns; }
+  MASKED_LSTM_INLINE int64_t forward_team(int slots, int64_t projected) const {
+    return 3 * slots * slot_stride() + slots * projected * projection();
   }
-  MASKED_LSTM_INLINE int64_t backward_worker(int slots) const {
-    return 2 * slots * slot_stride() + saved_tiles(slots) + kWeightBlock * panel_columns;
+  MASKED_LSTM_INLINE int64_t backward_team(int slots) const { return 2 * slots * slot_stride(); }
+  // One worker's: tiles between two parts of a panel, and a block of dG.
+  MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
+  MASKED_LSTM_INLINE int64_t backward_worker() const {
+    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns;
   }
 
   // Valid steps summed in registers before a weight gradient is added to; part of the result's

@@ -10,16 +10,6 @@ namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 namespace {
 
-template <typename T>
-void Forward(ForwardJob* job, int worker) {
-  ForwardWorker<T>(job, worker).Run();
-}
-
-template <typename T>
-void Backward(BackwardJob* job, int worker) {
-  BackwardWorker<T>(job, worker).Run();
-}
-
 template <typename T, typename F>
 void Apply(const void* x, void* y, int64_t n, F f) {
   for (int64_t at = 0; at < n; at += kWidth<T>) {
@@ -65,8 +55,8 @@ extern const CpuKernels kKernels;
 const CpuKernels kKernels = {MASKED_LSTM_NAME(MASKED_LSTM_ISA_NAMESPACE),
                              MASKED_LSTM_VECTOR_BYTES,
                              kTileRows,
-                             {Forward<float>, Forward<double>},
-                             {Backward<float>, Backward<double>},
+                             {RunForward<float>, RunForward<double>},
+                             {RunBackward<float>, RunBackward<double>},
                              {ApplySigmoid<float>, ApplySigmoid<double>},
                              {ApplyTanh<float>, ApplyTanh<double>},
                              {MultiplyAddLoop<float>, MultiplyAddLoop<double>}};

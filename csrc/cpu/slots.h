@@ -1,29 +1,49 @@
-// Small helpers of the slot loops, forward and backward.
+// What the members of a team share of its slots. Plain data, its size the same for both dtypes.
 #pragma once
 
-#include <cstring>
-
-#include "vec.h"
+#include <cstdint>
 
 namespace masked_lstm {
-namespace MASKED_LSTM_ISA_NAMESPACE {
 
-// to[0,n) = from[offset, offset + n), or zeros when from is null.
+constexpr int kMaxSlots = 24;  // of a team
+// Steps of a slot whose x.W is computed at once, where it is computed ahead.
+constexpr int kProjectedSteps = 12;
+
 template <typename T>
-static void CopyOrZero(T* to, const void* from, int64_t offset, int64_t n) {
-  if (from != nullptr) {
-    std::memcpy(to, static_cast<const T*>(from) + offset, n * sizeof(T));
-  } else {
-    std::memset(to, 0, n * sizeof(T));
-  }
-}
+struct ForwardSlots {
+  const T* x[kMaxSlots];          // (D) this step's input, where it is not projected
+  const T* projection[kMaxSlots];  // x.W + bias of this step, panel by panel, or null
+  T* h[kMaxSlots];                // (U) h_{t-1}
+  T* h_next[kMaxSlots];           // (U) h_t
+  T* c[kMaxSlots];                // (U)
+  T* output[kMaxSlots];           // (U) where h_t is wanted, or null
+  T* saved_gates[kMaxSlots];      // (4U) of the reserve, or null
+  T* saved_c[kMaxSlots];          // (U) of the reserve, or null
+  int64_t row[kMaxSlots];
+  int64_t position[kMaxSlots];
+  int64_t left[kMaxSlots];  // steps to go, this one included
+  // Steps computed ahead: the first `ahead` steps from this one on have their projection.
+  T* projections[kMaxSlots];                    // (kProjectedSteps) rows
+  const T* ahead_x[kMaxSlots][kProjectedSteps];  // inputs of the steps to project now
+  int64_t to_project[kMaxSlots];               // how many of them; 0: none
+  int64_t ahead[kMaxSlots];
+  int active;
+  bool more;        // rows of the batch may be left
+  bool projecting;  // this phase computes projections, not a step
+};
 
-template <typename P>
-MASKED_LSTM_INLINE void Swap(P& a, P& b) {
-  P t = a;
-  a = b;
-  b = t;
-}
+// A slot stands at step k, whose dG is complete: an item computes dh and dG of step k - 1.
+template <typename T>
+struct BackwardSlots {
+  const T* d_gates[kMaxSlots];  // (4U) dG_k
+  T* dh[kMaxSlots];             // (U) gradient arriving at h_{k-1}
+  T* dc[kMaxSlots];             // (U) ... at c_k through the recurrence
+  int64_t row[kMaxSlots];
+  int64_t step[kMaxSlots];      // k in processing order
+  int64_t position[kMaxSlots];  // of step k, as x is indexed
+  int64_t before[kMaxSlots];    // of step k - 1, where k > 0
+  int active;
+  bool more;  // rows of the batch may be left
+};
 
-}  // namespace MASKED_LSTM_ISA_NAMESPACE
 }  // namespace masked_lstm

@@ -29,24 +29,49 @@ constexpr int kPanelColumns = 4 * kWidth<T>;
 // their product. That makes it part of the result's definition.
 constexpr int64_t kDepthBlock = 256;
 
-template <typename T, int S>
-struct Tile {
-  Vec<T> acc[4][S];
+// What to fetch into the second-level cache meanwhile, for each row of a panel: the line at `from`
+// and (AddRows) the one half a stride on.
+struct Ahead {
+  const char* from = nullptr;
+  int64_t stride = 0;  // bytes
+};
 
-  // The same 4 vectors for every row (a bias), or zeros.
-  MASKED_LSTM_INLINE void Fill(const T* row) {
+// Tile `tile` of `tiles` fetches its share of a panel that stands packed at `panel`.
+template <typename T>
+MASKED_LSTM_INLINE Ahead ShareOfPanel(const void* panel, int64_t rows, int64_t tile,
+                                      int64_t tiles) {
+  constexpr int64_t kLines = kPanelColumns<T> * sizeof(T) / 64;
+  const int64_t stride = (kLines + tiles - 1) / tiles * 64;
+  return {static_cast<const char*>(panel) + tile * rows * stride, stride};
+}
+
+template <typename T, int S, int V = 4>
+struct Tile {
+  Vec<T> acc[V][S];
+
+  // The same 4 vectors for every row (a bias), `stride` apart, or zeros.
+  MASKED_LSTM_INLINE void Fill(const T* row, int64_t stride) {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const Vec<T> value = row == nullptr ? Vec<T>{} : Load(row + v * kWidth<T>);
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> value = row == nullptr ? Vec<T>{} : Load(row + v * stride);
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) acc[v][s] = value;
+    }
+  }
+
+  // Row s: four vectors at rows[s].
+  MASKED_LSTM_INLINE void LoadRows(const T* const (&rows)[S]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+#pragma GCC unroll 6
+      for (int s = 0; s < S; ++s) acc[v][s] = Load(rows[s] + v * kWidth<T>);
     }
   }
 
   // Adds the sums that Save left.
   MASKED_LSTM_INLINE void Add(const T* memory) {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
+    for (int v = 0; v < V; ++v) {
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) acc[v][s] += Load(memory + (v * S + s) * kWidth<T>);
     }
@@ -54,45 +79,63 @@ struct Tile {
 
   MASKED_LSTM_INLINE void Save(T* memory) const {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
+    for (int v = 0; v < V; ++v) {
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) Store(memory + (v * S + s) * kWidth<T>, acc[v][s]);
     }
   }
 
-  MASKED_LSTM_INLINE void Step(const T* panel_row, const Vec<T> (&a)[S]) {
+  MASKED_LSTM_INLINE void Step(const T* panel_row, int64_t vector_stride, const Vec<T> (&a)[S]) {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const Vec<T> w = Load(panel_row + v * kWidth<T>);
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> w = Load(panel_row + v * vector_stride);
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) acc[v][s] = MulAdd<T>(a[s], w, acc[v][s]);
     }
   }
 
+  MASKED_LSTM_INLINE void Clear() { Fill(nullptr, 0); }
+
   // a_s[k] = rows[s][k]: each row's values stand one after another (x_t, h_{t-1}, dG_t).
-  MASKED_LSTM_INLINE void AddRows(const T* panel, const T* const (&rows)[S], int64_t length) {
+  MASKED_LSTM_INLINE void AddRows(const T* panel, int64_t row_stride, int64_t vector_stride,
+                                  const T* const (&rows)[S], int64_t length,
+                                  Ahead ahead = {}) {
+    if (row_stride == kPanelColumns<T>) {  // packed: constants in the loop's addresses
+      AddRowsOf(panel, kPanelColumns<T>, kWidth<T>, rows, length, ahead);
+    } else {
+      AddRowsOf(panel, row_stride, vector_stride, rows, length, ahead);
+    }
+  }
+  MASKED_LSTM_INLINE void AddRowsOf(const T* panel, int64_t row_stride, int64_t vector_stride,
+                                    const T* const (&rows)[S], int64_t length, Ahead ahead) {
     const T* a[S];
 #pragma GCC unroll 6
     for (int s = 0; s < S; ++s) a[s] = rows[s];
 #pragma GCC unroll 2
     for (int64_t k = 0; k < length; ++k) {
+      __builtin_prefetch(ahead.from, 0, 2);
+      __builtin_prefetch(ahead.from + ahead.stride / 2, 0, 2);
+      ahead.from += ahead.stride;
       Vec<T> value[S];
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(a[s][k]);
-      Step(panel + k * kPanelColumns<T>, value);
+      Step(panel + k * row_stride, vector_stride, value);
     }
   }
 
   // a_s[k] = rows[k][column + s]: the transposed operand of a weight gradient.
   MASKED_LSTM_INLINE void AddColumns(const T* panel, const T* const* rows, int64_t column,
-                                     int64_t length) {
+                                     int64_t length, Ahead ahead) {
 #pragma GCC unroll 2
     for (int64_t k = 0; k < length; ++k) {
       const T* row = rows[k] + column;
+      __builtin_prefetch(row + 64 / sizeof(T), 0, 3);  // the next tiles' columns
+      __builtin_prefetch(ahead.from, 0, 2);
+      ahead.from += ahead.stride;
       Vec<T> value[S];
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(row[s]);
-      Step(panel + k * kPanelColumns<T>, value);
+      Step(panel + k * kPanelColumns<T>, kWidth<T>, value);
     }
   }
 };
@@ -123,6 +166,17 @@ MASKED_LSTM_INLINE void WithTileRows(int rows, F&& f) {
     case 6:
       return f(RowsTag<6>());
 #endif
+  }
+}
+
+// Calls f(first, tag) for tiles that cover [0, rows), of sizes that differ by at most one: a tile of
+// one row waits for its own sums.
+template <typename F>
+MASKED_LSTM_INLINE void ForEachTile(int64_t rows, F&& f) {
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t first = rows * tile / tiles, next = rows * (tile + 1) / tiles;
+    WithTileRows(static_cast<int>(next - first), [&](auto tag) { f(first, tag, tile, tiles); });
   }
 }
 

@@ -52,17 +52,45 @@ MASKED_LSTM_INLINE void Store(T* p, Vec<T> v) {
 
 // The first n < kWidth lanes; the others read as zero and are not written.
 template <typename T>
-MASKED_LSTM_INLINE Vec<T> LoadFirst(const T* p, int64_t n) {
-  if (n >= kWidth<T>) return Load(p);
+MASKED_LSTM_INLINE Vec<T> LoadLanes(const T* p, int64_t n) {
   Vec<T> v = {};
   for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
   return v;
 }
 
 template <typename T>
+MASKED_LSTM_INLINE void StoreLanes(T* p, Vec<T> v, int64_t n) {
+  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+#if MASKED_LSTM_VECTOR_BYTES == 64 && defined(__AVX512F__)
+template <>
+MASKED_LSTM_INLINE Vec<float> LoadLanes<float>(const float* p, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+template <>
+MASKED_LSTM_INLINE Vec<double> LoadLanes<double>(const double* p, int64_t n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+}
+template <>
+MASKED_LSTM_INLINE void StoreLanes<float>(float* p, Vec<float> v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+}
+template <>
+MASKED_LSTM_INLINE void StoreLanes<double>(double* p, Vec<double> v, int64_t n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+}
+#endif
+
+// The first n lanes, or all where n >= kWidth.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> LoadFirst(const T* p, int64_t n) {
+  return n >= kWidth<T> ? Load(p) : LoadLanes<T>(p, n);
+}
+
+template <typename T>
 MASKED_LSTM_INLINE void StoreFirst(T* p, Vec<T> v, int64_t n) {
   if (n >= kWidth<T>) return Store(p, v);
-  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+  StoreLanes<T>(p, v, n);
 }
 
 template <typename T>
@@ -93,6 +121,54 @@ MASKED_LSTM_INLINE Vec<float> MulAdd<float>(Vec<float> a, Vec<float> b, Vec<floa
 template <>
 MASKED_LSTM_INLINE Vec<double> MulAdd<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
   return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#endif
+
+// x kept within [-limit, limit]. A NaN stays one.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> Clamp(Vec<T> x, T limit) {
+  const Vec<T> high = Broadcast<T>(limit), low = -high;
+  x = low > x ? low : x;
+  return high < x ? high : x;
+}
+// max and min return their second operand where one is a NaN. (Without a mask GCC 12 warns about its
+// own header.)
+#if MASKED_LSTM_VECTOR_BYTES == 64 && defined(__AVX512F__)
+template <>
+MASKED_LSTM_INLINE Vec<float> Clamp<float>(Vec<float> x, float limit) {
+  return (Vec<float>)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(limit),
+                                   _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-limit), (__m512)x));
+}
+template <>
+MASKED_LSTM_INLINE Vec<double> Clamp<double>(Vec<double> x, double limit) {
+  return (Vec<double>)_mm512_maskz_min_pd(0xff, _mm512_set1_pd(limit),
+                                    _mm512_maskz_max_pd(0xff, _mm512_set1_pd(-limit), (__m512d)x));
+}
+#elif MASKED_LSTM_VECTOR_BYTES == 32 && defined(__FMA__)
+template <>
+MASKED_LSTM_INLINE Vec<float> Clamp<float>(Vec<float> x, float limit) {
+  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(limit),
+                                   _mm256_max_ps(_mm256_set1_ps(-limit), (__m256)x));
+}
+template <>
+MASKED_LSTM_INLINE Vec<double> Clamp<double>(Vec<double> x, double limit) {
+  return (Vec<double>)_mm256_min_pd(_mm256_set1_pd(limit),
+                                    _mm256_max_pd(_mm256_set1_pd(-limit), (__m256d)x));
+}
+#endif
+
+// numerator / denominator within 2 ulp, for a denominator of 1 or more.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> Divide(Vec<T> numerator, Vec<T> denominator) {
+  return numerator / denominator;
+}
+#if MASKED_LSTM_VECTOR_BYTES == 64 && defined(__AVX512F__)
+// A division of 16 floats blocks the divider for 16 cycles or so; 14 bits and one Newton step do not.
+template <>
+MASKED_LSTM_INLINE Vec<float> Divide<float>(Vec<float> numerator, Vec<float> denominator) {
+  const Vec<float> estimate = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)denominator);
+  const Vec<float> error = MulAdd<float>(-denominator, estimate, Broadcast<float>(1));
+  return numerator * MulAdd<float>(error, estimate, estimate);
 }
 #endif
 

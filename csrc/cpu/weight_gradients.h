@@ -12,15 +12,14 @@ namespace MASKED_LSTM_ISA_NAMESPACE {
 template <typename T>
 class WeightGradients {
  public:
-  WeightGradients(BackwardJob& job, const CpuLayout& layout, const T* d_gates, const T* h_before,
-                  T* panel)
-      : job_(job),
-        call_(*job.call),
-        p_(job.call->problem),
+  WeightGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
+      : job_(*job),
+        call_(*job->call),
+        p_(job->call->problem),
         layout_(layout),
-        d_gates_(d_gates),
-        h_before_(h_before),
-        panel_(panel) {}
+        d_gates_(static_cast<const T*>(job->call->scratch)),
+        h_before_(d_gates_ + job->schedule.total * 4 * p_.units),
+        panel_(memory + layout.saved_tiles(kMaxSlots)) {}
 
   // Pieces of a call: per panel, those of kernel, then those of recurrent_kernel.
   void Run() {
@@ -58,14 +57,22 @@ class WeightGradients {
       }
       if (with_bias) AddBias(column, length, begin == 0);
       if (result == nullptr) continue;
-      for (int64_t m = row; m < stop; m += kTileRows) {
-        const int64_t left_rows = stop - m;
-        WithTileRows(left_rows < kTileRows ? static_cast<int>(left_rows) : kTileRows,
-                     [&](auto tag) {
-                       AddTile<decltype(tag)::value>(result, m, column, rows, length, begin == 0);
-                     });
-      }
+      ForEachTile(stop - row, [&](int64_t first, auto tag, int64_t tile, int64_t) {
+        AddTile<decltype(tag)::value>(result, row + first, column, rows, length, begin == 0,
+                                      NextBlock(begin, column, tile));
+      });
     }
+  }
+
+  // The first tiles of a block fetch the next one's dG, a line of each row.
+  Ahead NextBlock(int64_t begin, int64_t column, int64_t tile) const {
+    const int64_t n = begin + CpuLayout::kWeightBlock;
+    const int64_t at = column + tile * 64 / static_cast<int64_t>(sizeof(T));
+    if (n >= job_.schedule.total || at >= column + layout_.panel_columns || at >= 4 * p_.units) {
+      return {reinterpret_cast<const char*>(panel_), 0};
+    }
+    return {reinterpret_cast<const char*>(d_gates_ + n * 4 * p_.units + at),
+            4 * p_.units * static_cast<int64_t>(sizeof(T))};
   }
 
   void PackRow(const T* d_gates, int64_t column, T* to) {
@@ -79,10 +86,10 @@ class WeightGradients {
 
   template <int S>
   MASKED_LSTM_NOINLINE void AddTile(T* result, int64_t row, int64_t column, const T* const* rows,
-                                    int64_t length, bool store) {
+                                    int64_t length, bool store, Ahead ahead) {
     Tile<T, S> tile;
-    tile.Fill(nullptr);
-    tile.AddColumns(panel_, rows, row, length);
+    tile.Clear();
+    tile.AddColumns(panel_, rows, row, length, ahead);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const int64_t from = column + v * kWidth<T>, lanes = 4 * p_.units - from;

@@ -17,6 +17,7 @@
 #include "cpu/float_mode.h"
 #include "host/arguments.h"
 #include "host/environment.h"
+#include "host/huge_pages.h"
 #include "host/kernel_calls.h"
 #include "lstm.h"
 #include "python/thread_pool.h"
@@ -95,6 +96,7 @@ struct Workspace {
     bytes = 0;  // stays so if new throws
     memory.reset();
     memory.reset(new char[need]);
+    AdviseHugePages(memory.get(), need);
     bytes = need;
   }
 };
@@ -173,14 +175,13 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
   }
   ThrowIfError(LstmBackwardWorkspaceBytes(p, reserve.has_value(), threads, &bytes));
   const py::dtype dtype = x.dtype();
-  Array scratch = NewArray(dtype, {steps * 5 * p.units});
+  const size_t scratch_bytes = steps * 5 * p.units * x.itemsize();
   Array dx = NewArray(dtype, {p.batch, p.timesteps, p.input_dim});
   Array d_kernel = NewArray(dtype, {p.input_dim, 4 * p.units});
   Array d_recurrent_kernel = NewArray(dtype, {p.units, 4 * p.units});
   Array d_bias = NewArray(dtype, {4 * p.units});
   Array dh0 = NewArray(dtype, {p.batch, p.units}), dc0 = NewArray(dtype, {p.batch, p.units});
   call.reserve = DataOf(reserve);
-  call.scratch = scratch.mutable_data();
   call.d_outputs = DataOf(d_outputs);
   call.d_h = DataOf(d_h);
   call.d_c = DataOf(d_c);
@@ -191,9 +192,10 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
   call.dh0 = dh0.mutable_data();
   call.dc0 = dc0.mutable_data();
   ThrowIfError(WithoutGil([&] {
-    workspace.Reserve(bytes);
-    call.workspace = workspace.memory.get();
-    call.workspace_bytes = workspace.bytes;
+    workspace.Reserve(scratch_bytes + bytes);
+    call.scratch = workspace.memory.get();
+    call.workspace = workspace.memory.get() + scratch_bytes;
+    call.workspace_bytes = bytes;
     return RunLstmBackward(call, PoolThreads(threads));
   }));
   CountCpuCall(p.isa, p.dtype, Pass::kBackward);

@@ -1,0 +1,120 @@
+// The arithmetic of the forward step: tiles of units x slots. A gate's sum is defined as
+//   ((bias + x block 0) + x block 1 + ...), then h block 0 continued in the same chain, + h block 1
+// + ..., blocks of kDepthBlock values, each later one summed from zero; whether x.W was computed in
+// the step or ahead of it (ProjectTile) changes no bit.
+#pragma once
+
+#include "activations.h"
+#include "job.h"
+#include "slots.h"
+#include "tile.h"
+
+namespace masked_lstm {
+namespace MASKED_LSTM_ISA_NAMESPACE {
+
+// Where one panel of weights lies: `width` units of 4 gates. Packed, or in place.
+template <typename T>
+struct PanelView {
+  const T* kernel;            // row 0, gate i
+  const T* recurrent_kernel;  // likewise
+  const T* bias;              // or null: zeros
+  int64_t row_stride, gate_stride;
+};
+
+// Part of a panel: rows [x_begin, x_end) of kernel, then [h_begin, h_end) of recurrent_kernel.
+struct PanelPart {
+  int64_t x_begin, x_end, h_begin, h_end;
+};
+
+template <typename T, int S>
+MASKED_LSTM_INLINE void AddProjection(Tile<T, S>* tile, const T* const* x, const PanelView<T>& panel,
+                                      int64_t begin, int64_t end, Ahead ahead = {}) {
+  const T* rows[S];
+#pragma GCC unroll 6
+  for (int s = 0; s < S; ++s) rows[s] = x[s] + begin;
+  tile->AddRows(panel.kernel + begin * panel.row_stride, panel.row_stride, panel.gate_stride, rows,
+                end - begin, ahead);
+}
+
+// Slots [first, first + S) of one part; sums go through `memory` from part to part. The last part
+// finishes the cell in registers: no buffer of gates.
+template <typename T, int S>
+static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int first, int64_t units,
+                                             int64_t unit, const PanelView<T>& panel,
+                                             const PanelPart& part, T* memory, Ahead ahead) {
+  Tile<T, S> tile;
+  const bool first_part = part.x_begin == 0 && part.h_begin == 0;
+  if (first_part && slots.projection[first] != nullptr) {
+    const T* rows[S];
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) rows[s] = slots.projection[first + s] + unit * 4;
+    tile.LoadRows(rows);
+  } else {
+    tile.Fill(first_part ? panel.bias : nullptr, panel.gate_stride);
+  }
+  if (part.x_begin < part.x_end) {
+    AddProjection<T, S>(&tile, slots.x + first, panel, part.x_begin, part.x_end, ahead);
+    ahead.from += ahead.stride * (part.x_end - part.x_begin);
+    if (part.x_begin > 0) tile.Add(memory);
+  }
+  if (part.h_begin < part.h_end) {
+    const T* rows[S];
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) rows[s] = slots.h[first + s] + part.h_begin;
+    tile.AddRows(panel.recurrent_kernel + part.h_begin * panel.row_stride, panel.row_stride,
+                 panel.gate_stride, rows, part.h_end - part.h_begin, ahead);
+    if (part.h_begin > 0) tile.Add(memory);
+  }
+  if (part.h_end < units) {
+    tile.Save(memory);
+    return;
+  }
+  const int64_t n = units - unit;
+#pragma GCC unroll 6
+  for (int s = 0; s < S; ++s) {
+    tile.acc[0][s] = Sigmoid<T>(tile.acc[0][s]);
+    tile.acc[1][s] = Sigmoid<T>(tile.acc[1][s]);
+    tile.acc[2][s] = Tanh<T>(tile.acc[2][s]);
+    tile.acc[3][s] = Sigmoid<T>(tile.acc[3][s]);
+  }
+#pragma GCC unroll 6
+  for (int s = 0; s < S; ++s) {
+    const Vec<T> i = tile.acc[0][s], f = tile.acc[1][s], g = tile.acc[2][s], o = tile.acc[3][s];
+    T* c_row = slots.c[first + s] + unit;
+    const Vec<T> c = MulAdd<T>(f, Load(c_row), i * g);
+    const Vec<T> h = o * Tanh<T>(c);
+    Store(c_row, c);
+    Store(slots.h_next[first + s] + unit, h);
+    if (T* output = slots.output[first + s]) StoreFirst(output + unit, h, n);
+    if (T* gates = slots.saved_gates[first + s]) {
+      StoreFirst(gates + unit, i, n);
+      StoreFirst(gates + units + unit, f, n);
+      StoreFirst(gates + 2 * units + unit, g, n);
+      StoreFirst(gates + 3 * units + unit, o, n);
+      StoreFirst(slots.saved_c[first + s] + unit, c, n);
+    }
+  }
+}
+
+// x.W + bias of S steps of one slot, into rows of `projections`.
+template <typename T, int S>
+static MASKED_LSTM_NOINLINE void ProjectTile(const T* const* x, int64_t input_dim,
+                                             const PanelView<T>& panel, T* to, int64_t to_stride) {
+  Tile<T, S> tile;
+  T sums[4 * S * kWidth<T>];
+  for (int64_t begin = 0; begin == 0 || begin < input_dim; begin += kDepthBlock) {
+    const int64_t end = begin + kDepthBlock < input_dim ? begin + kDepthBlock : input_dim;
+    tile.Fill(begin == 0 ? panel.bias : nullptr, panel.gate_stride);
+    AddProjection<T, S>(&tile, x, panel, begin, end);
+    if (begin > 0) tile.Add(sums);
+    if (end < input_dim) tile.Save(sums);
+  }
+#pragma GCC unroll 6
+  for (int s = 0; s < S; ++s) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) Store(to + s * to_stride + v * kWidth<T>, tile.acc[v][s]);
+  }
+}
+
+}  // namespace MASKED_LSTM_ISA_NAMESPACE
+}  // namespace masked_lstm

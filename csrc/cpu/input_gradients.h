@@ -1,0 +1,122 @@
+// The product of rows of gate gradients with a packed, transposed panel of weights; and with it
+// dx = dG . kernel^T over the N compact rows, 0 at masked steps.
+#pragma once
+
+#include <cstring>
+
+#include "job.h"
+#include "tile.h"
+
+namespace masked_lstm {
+namespace MASKED_LSTM_ISA_NAMESPACE {
+
+// Rows [begin, end) of the panel (`depth` in all) for S rows of dG and V of the panel's 4 vectors.
+// The last part writes the first `columns` columns to to[s] + offset.
+template <typename T, int S, int V>
+static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int64_t end,
+                                              int64_t depth, const T* const* d_gates,
+                                              int64_t offset, int64_t columns, T* const* to,
+                                              T* memory, Ahead ahead) {
+  Tile<T, S, V> tile;
+  tile.Clear();
+  const T* rows[S];
+#pragma GCC unroll 6
+  for (int s = 0; s < S; ++s) rows[s] = d_gates[s] + begin;
+  tile.AddRows(panel + begin * kPanelColumns<T>, kPanelColumns<T>, kWidth<T>, rows, end - begin,
+               ahead);
+  if (begin > 0) tile.Add(memory);
+  if (end < depth) {
+    tile.Save(memory);
+    return;
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    const int64_t n = columns - v * kWidth<T>;
+    if (n <= 0) break;
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) StoreFirst(to[s] + offset + v * kWidth<T>, tile.acc[v][s], n);
+  }
+}
+
+// to[r][offset ...] = d_gates[r] . panel for all `rows` rows. The sum of a row is the sum of block
+// sums of kDepthBlock, in order. `next`: the panel that will be wanted after this one.
+template <typename T, int V>
+static void MultiplyPanelOf(const T* panel, const T* next, int64_t depth, const T* const* d_gates,
+                            int64_t rows, int64_t offset, int64_t columns, T* const* to,
+                            T* memory) {
+  for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
+    const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
+    const T* after = end < depth ? panel + end * kPanelColumns<T> : next;
+    ForEachTile(rows, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
+      MultiplyTile<T, decltype(tag)::value, V>(
+          panel, begin, end, depth, d_gates + first, offset, columns, to + first,
+          memory + first * kPanelColumns<T>, ShareOfPanel<T>(after, end - begin, tile, tiles));
+    });
+  }
+}
+
+template <typename T>
+MASKED_LSTM_INLINE void MultiplyPanel(const T* panel, const T* next, int64_t depth,
+                                      const T* const* d_gates, int64_t rows, int64_t offset,
+                                      int64_t columns, T* const* to, T* memory) {
+  const auto multiply = columns > 3 * kWidth<T>   ? MultiplyPanelOf<T, 4>
+                        : columns > 2 * kWidth<T> ? MultiplyPanelOf<T, 3>
+                        : columns > kWidth<T>     ? MultiplyPanelOf<T, 2>
+                                                  : MultiplyPanelOf<T, 1>;
+  multiply(panel, next, depth, d_gates, rows, offset, columns, to, memory);
+}
+
+template <typename T>
+class InputGradients {
+ public:
+  InputGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
+      : job_(*job), p_(job->call->problem), layout_(layout), saved_tiles_(memory) {}
+
+  // Items: blocks of kMaxSlots compact rows. W^T streams past a block that stays in the cache.
+  void Run() {
+    if (job_.call->dx == nullptr) return;
+    for (int64_t item; (item = job_.zeros.Take()) >= 0;) ZeroMaskedSteps(item);
+    const T* d_gates = static_cast<const T*>(job_.call->scratch);
+    const T* packed = static_cast<const T*>(job_.packed) +
+                      layout_.recurrent_panels() * layout_.backward_panel_size();
+    for (int64_t item; (item = job_.inputs.Take()) >= 0;) {
+      const int64_t begin = item * kMaxSlots;
+      const int64_t left = job_.schedule.total - begin;
+      const int64_t rows = left < kMaxSlots ? left : kMaxSlots;
+      const T* from[kMaxSlots];
+      T* to[kMaxSlots];
+      for (int64_t r = 0; r < rows; ++r) {
+        from[r] = d_gates + (begin + r) * 4 * p_.units;
+        to[r] = static_cast<T*>(job_.call->dx) + job_.x_rows[begin + r] * p_.input_dim;
+      }
+      for (int64_t panel = 0; panel < layout_.input_panels(); ++panel) {
+        const int64_t column = panel * layout_.panel_columns;
+        const int64_t next = panel + 1 < layout_.input_panels() ? panel + 1 : 0;
+        MultiplyPanel<T>(packed + panel * layout_.backward_panel_size(),
+                         packed + next * layout_.backward_panel_size(), 4 * p_.units, from, rows,
+                         column, p_.input_dim - column, to, saved_tiles_);
+      }
+    }
+  }
+
+ private:
+  void ZeroMaskedSteps(int64_t row) {
+    const int64_t D = p_.input_dim;
+    T* dx = static_cast<T*>(job_.call->dx) + row * p_.timesteps * D;
+    const RowSteps steps = StepsOfRow(p_, row);
+    for (int64_t begin = 0; begin < p_.timesteps;) {
+      int64_t end = steps.Next(begin - 1, 1);  // the next valid step
+      if (end >= steps.limit) end = p_.timesteps;
+      if (begin < end) std::memset(dx + begin * D, 0, (end - begin) * D * sizeof(T));
+      begin = end + 1;
+    }
+  }
+
+  BackwardJob& job_;
+  const LstmProblem& p_;
+  const CpuLayout& layout_;
+  T* saved_tiles_;
+};
+
+}  // namespace MASKED_LSTM_ISA_NAMESPACE
+}  // namespace masked_lstm
