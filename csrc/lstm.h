@@ -65,8 +65,8 @@ struct LstmForward {
   void* outputs = nullptr;  // (B,T,U) or (B,U) dtype, out; null: not wanted
   void* h = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias h0
   void* c = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias c0
-  // What the backward pass needs: N*5U values, out; null for inference. Activated gates (N,4U),
-  // then cell states (N,U), rows compact in batch order, within a sequence in processing order.
+  // What the backward pass needs: N*5U values, out; null for inference. Activated gates, then cell
+  // states, rows compact in batch order; their layout is the core's own.
   void* reserve = nullptr;
   void* workspace = nullptr;  // LstmForwardWorkspaceBytes bytes, any alignment
   size_t workspace_bytes = 0;

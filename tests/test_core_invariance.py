@@ -50,7 +50,15 @@ def assert_same_rows(whole, rows, part):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(29, 11, 7, 20), (9, 5, 300, 33)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (29, 11, 7, 20),
+        (9, 5, 300, 33),
+        (13, 2, 9, 48),  # a row alone: weights not packed
+        (9, 30, 270, 272),  # a row alone: x.W ahead of the steps, in two blocks
+    ],
+)
 def test_batch_invariance(shape, dtype, isa):
     problem = make_problem(*shape, "holes", dtype)
     whole = run(problem, threads=2, isa=isa)
@@ -60,9 +68,11 @@ def test_batch_invariance(shape, dtype, isa):
     assert_same_rows(whole, shuffled, run(problem, shuffled, threads=2, isa=isa))
 
 
+# The second one's weights are so large that threads share them.
+@pytest.mark.parametrize("shape", [(37, 40, 30, 50), (14, 5, 300, 500)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_number_of_threads_changes_nothing(dtype):
-    problem = make_problem(37, 40, 30, 50, "right", dtype)
+def test_number_of_threads_changes_nothing(dtype, shape):
+    problem = make_problem(*shape, "right", dtype)
     results = [run(problem, threads=threads) for threads in (1, 2, 4, 2)]
     for result, gradients in results[1:]:
         for a, b in zip(results[0][0], result, strict=True):
@@ -89,6 +99,34 @@ def test_padding_changes_nothing():
         assert_same_bits(getattr(result, name), getattr(padded_result, name))
     for name in ("kernel", "recurrent_kernel", "bias", "h0", "c0"):
         assert_same_bits(getattr(gradients, name), getattr(padded_gradients, name))
+
+
+def test_overwriting_the_reserve_changes_nothing():
+    problem = make_problem(9, 6, 5, 12, "holes", "float32")
+    options = dict(mask=problem.mask, initial_state=problem.initial_state)
+    arguments = (problem.inputs, *problem.weights())
+    result = core.forward(*arguments, save_reserve=True, **options)
+    given = (result.reserve, problem.d_outputs, problem.d_h, problem.d_c)
+    kept = core.backward(*arguments, *given, **options)
+    for a, b in zip(
+        kept, core.backward(*arguments, *given, overwrite_reserve=True, **options), strict=True
+    ):
+        assert_same_bits(a, b)
+
+
+def test_results_keep_their_memory():
+    """Memory of dropped arrays is used again, memory of others is not."""
+    problem = make_problem(20, 30, 5, 12, "right", "float32")
+    results = [run(problem) for _ in range(3)]
+    expected = [array.copy() for array in (*results[1][0], *results[1][1])]
+    view = results[1][0].outputs[3:]
+    del results[0]
+    run(problem, inputs=problem.inputs + 1)
+    for array, copy in zip((*results[0][0], *results[0][1]), expected, strict=True):
+        assert_same_bits(array, copy)
+    del results
+    run(problem, inputs=problem.inputs + 1)
+    assert_same_bits(view, expected[0][3:])
 
 
 def test_poison_changes_nothing():

@@ -46,6 +46,7 @@ class Core(Peer):
                 result = core.forward(x, *weights, save_reserve=True, **extra)
                 dy = data.d_outputs[..., direction * u : (direction + 1) * u]
                 dy = np.ascontiguousarray(in_order(dy, direction))
+                extra = extra | {"overwrite_reserve": True}
                 gradients.append(core.backward(x, *weights, result.reserve, dy, **extra))
                 outputs.append(result.outputs)
             return joined(outputs), gradients

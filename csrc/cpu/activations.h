@@ -14,8 +14,8 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  static constexpr float kLargest = 88.0f;         // exp(-88) is below the smallest normal number
-  static constexpr float kTanhIsOne = 10.0f;       // to the last bit
+  static constexpr float kLargest = 88.0f;    // exp(-88) is below the smallest normal number
+  static constexpr float kTanhIsOne = 10.0f;  // to the last bit
   // 1.5 * 2^23: adding it rounds to a whole number n; and 127, so that the sum's low bits are the
   // exponent of 2^n.
   static constexpr float kRound = 12582912.0f + 127;
@@ -23,8 +23,8 @@ struct ExpConstants<float> {
   static constexpr float kLn2High = 0.693359375f;  // few bits, so that n * kLn2High is exact
   static constexpr float kLn2Low = -2.12194440e-4f;
   static constexpr int kDegree = 5;
-  static constexpr float kTerms[] = {1.0f,           0.5f,           0.1666657685f,
-                                     0.04166655444f, 0.008363202972f, 0.001392621347f};
+  static constexpr float kTerms[] = {
+      1.0f, 0.5f, 0.1666657685f, 0.04166655444f, 0.008363202972f, 0.001392621347f};
 };
 
 template <>
@@ -55,8 +55,8 @@ struct ExpConstants<double> {
 template <typename T, bool kExactLn2>
 MASKED_LSTM_INLINE void ExpParts(Vec<T> x, T factor, Vec<T>* scale, Vec<T>* part) {
   using C = ExpConstants<T>;
-  const Vec<T> shifted = MulAdd<T>(x, Broadcast<T>(T(factor * T(1.44269504088896340736))),
-                                   Broadcast<T>(C::kRound));
+  const Vec<T> shifted =
+      MulAdd<T>(x, Broadcast<T>(T(factor * T(1.44269504088896340736))), Broadcast<T>(C::kRound));
   const Vec<T> n = shifted - Broadcast<T>(C::kRound);
   // r = factor * x - n * ln(2), divided by the factor: its powers go into the terms.
   Vec<T> r;

@@ -1,5 +1,6 @@
 // Backward pass of one worker. First the recurrence, in teams of slots, each walking its sequence
-// from the last valid step to the first; then, over the N compact rows, dx and the weight gradients.
+// from the last valid step to the first; then, over the N compact rows, dx and the weight
+// gradients.
 //
 // Per step and slot: dG_t . recurrent_kernel^T gives dh_{t-1}; with it, in the same item, the gate
 // gradients dG_{t-1} of the same units. dG and h_{t-1} are left compact for what follows; h_{t-1} =
@@ -32,8 +33,8 @@ class BackwardTeam {
         queue_(reinterpret_cast<TeamQueue*>(job->teams.memory + team * job->teams.bytes)),
         slots_(*reinterpret_cast<BackwardSlots<T>*>(queue_ + 1)),
         memory_(reinterpret_cast<T*>(&slots_ + 1)),
-        saved_tiles_(reinterpret_cast<T*>(job->teams.worker_memory +
-                                          worker * job->teams.worker_bytes)) {}
+        saved_tiles_(
+            reinterpret_cast<T*>(job->teams.worker_memory + worker * job->teams.worker_bytes)) {}
 
   void Run(int member) { queue_->Run(member, this); }
 

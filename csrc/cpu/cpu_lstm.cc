@@ -33,8 +33,10 @@ CpuLayout LayoutOf(const LstmProblem& p, const CpuKernels& kernels) {
   return {width, 4 * width, p.input_dim, p.units};
 }
 
-// Weights that a core's second-level cache keeps beside what else it holds.
-constexpr int64_t kCachedBytes = 1 << 20;
+// Weights so large that a worker who read all of them in every step would wait for memory: from
+// here on workers share them. Below, steps of its own are cheaper for a worker than steps in
+// company.
+constexpr int64_t kSharedBytes = 3 << 20;
 // A step's multiply-adds for one slot and panel from which on a second worker helps a team.
 constexpr int64_t kHelpMultiplyAdds = 16 << 10;
 
@@ -42,8 +44,8 @@ constexpr int64_t kHelpMultiplyAdds = 16 << 10;
 // panel for one slot. Results depend on none of the choices made here.
 Teams ChooseTeams(const LstmProblem& p, const CpuKernels& kernels, int workers, int64_t weights,
                   int64_t panels, int64_t panel_work) {
-  // So many members that each keeps its share of the weights in its cache, ...
-  int64_t members = CpuLayout::RoundUp(weights, kCachedBytes) / kCachedBytes;
+  // So many members that each reads no more than that, ...
+  int64_t members = CpuLayout::RoundUp(weights, kSharedBytes) / kSharedBytes;
   members = std::min<int64_t>({members, workers, panels, kMaxTeam});
   // ... and so few teams that each has rows enough to fill a tile.
   const int64_t full_tiles = std::max<int64_t>(1, p.batch / kernels.tile_rows);
@@ -52,17 +54,17 @@ Teams ChooseTeams(const LstmProblem& p, const CpuKernels& kernels, int workers, 
   teams.members = static_cast<int>(
       std::min<int64_t>({(workers + teams.count - 1) / teams.count, panels, kMaxTeam}));
   // More slots share each part of the weights where it comes from farther away.
-  const int most = weights > kCachedBytes * teams.members ? kMaxSlots : kMaxSlots / 2;
+  const int most = weights > kSharedBytes * teams.members ? kMaxSlots : kMaxSlots / 2;
   const int64_t share =
       CpuLayout::RoundUp((p.batch + teams.count - 1) / teams.count, kernels.tile_rows);
-  teams.slots = static_cast<int>(
-      std::min<int64_t>(most / kernels.tile_rows * kernels.tile_rows,
-                        std::max<int64_t>(share, kernels.tile_rows)));
+  teams.slots = static_cast<int>(std::min<int64_t>(most / kernels.tile_rows * kernels.tile_rows,
+                                                   std::max<int64_t>(share, kernels.tile_rows)));
   teams.help = panels > 1 && panel_work >= kHelpMultiplyAdds;
   return teams;
 }
 
-// The longest row sets the number of steps: more slots than fill them would leave tiles empty later.
+// The longest row sets the number of steps: more slots than fill them would leave tiles empty
+// later.
 void UseFewerSlots(const Schedule& schedule, const CpuKernels& kernels, Teams* teams) {
   if (schedule.total == 0) return;
   const int64_t steps = int64_t{schedule.counts[schedule.order[0]]} * teams->count;
@@ -131,17 +133,17 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
   job->teams = ChooseTeams(p, kernels, workers, weights, panels, layout.forward_panel_size());
-  // With few slots per step, x.W of several steps at once fills tiles, and halves what a step reads.
-  const bool thin = p.timesteps > 1 && (p.batch + job->teams.count - 1) / job->teams.count <
-                                           kernels.tile_rows;
+  // With few slots per step, x.W of several steps at once fills tiles, and halves what a step
+  // reads.
+  const bool thin =
+      p.timesteps > 1 && (p.batch + job->teams.count - 1) / job->teams.count < kernels.tile_rows;
   job->projected = thin ? kProjectedSteps : 0;
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
   job->first_packed = passes <= kUnpackedPasses ? p.units / layout.width : 0;
   job->packed = arena.Take<void>(layout.forward_packed() * bytes);
-  LayOutTeams<ForwardSlots<float>>(&arena, workers,
-                                   layout.forward_team(job->teams.slots, job->projected),
-                                   layout.saved_tiles(job->teams.slots), bytes, panels,
-                                   workspace != nullptr, &job->teams);
+  LayOutTeams<ForwardSlots<float>>(
+      &arena, workers, layout.forward_team(job->teams.slots, job->projected),
+      layout.saved_tiles(job->teams.slots), bytes, panels, workspace != nullptr, &job->teams);
   job->pack.size = panels - job->first_packed;
   job->rows.size = p.batch;
   if (workspace != nullptr) {
@@ -157,9 +159,9 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   const int64_t bytes = ItemBytes(p), recurrent_panels = layout.recurrent_panels();
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->teams = ChooseTeams(p, kernels, workers,
-                           recurrent_panels * layout.backward_panel_size() * bytes,
-                           recurrent_panels, layout.backward_panel_size());
+  job->teams =
+      ChooseTeams(p, kernels, workers, recurrent_panels * layout.backward_panel_size() * bytes,
+                  recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
   job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
   LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
@@ -171,7 +173,7 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   job->inputs.size = CpuLayout::Panels(steps, kMaxSlots);
   // Pieces small enough that workers finish together, large enough that packing dG stays cheap.
   const int64_t panels = CpuLayout::Panels(4 * p.units, layout.panel_columns);
-  const int64_t pieces = CpuLayout::Panels(8 * workers, panels);
+  const int64_t pieces = CpuLayout::Panels(4 * workers, panels);
   job->weight_rows = std::max<int64_t>(
       48, CpuLayout::RoundUp((p.input_dim + p.units) / pieces + 1, kernels.tile_rows));
   job->weights.size = panels * (CpuLayout::Panels(p.input_dim, job->weight_rows) +

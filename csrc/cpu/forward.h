@@ -24,8 +24,8 @@ class ForwardTeam {
         queue_(reinterpret_cast<TeamQueue*>(job->teams.memory + team * job->teams.bytes)),
         slots_(*reinterpret_cast<ForwardSlots<T>*>(queue_ + 1)),
         memory_(reinterpret_cast<T*>(&slots_ + 1)),
-        saved_tiles_(reinterpret_cast<T*>(job->teams.worker_memory +
-                                          worker * job->teams.worker_bytes)) {}
+        saved_tiles_(
+            reinterpret_cast<T*>(job->teams.worker_memory + worker * job->teams.worker_bytes)) {}
 
   void Run(int member) { queue_->Run(member, this); }
 
@@ -35,8 +35,8 @@ class ForwardTeam {
       slots_.h[s] = memory_ + 3 * s * stride;
       slots_.h_next[s] = slots_.h[s] + stride;
       slots_.c[s] = slots_.h_next[s] + stride;
-      slots_.projections[s] = memory_ + 3 * job_.teams.slots * stride +
-                              s * job_.projected * layout_.projection();
+      slots_.projections[s] =
+          memory_ + 3 * job_.teams.slots * stride + s * job_.projected * layout_.projection();
       slots_.projection[s] = nullptr;
     }
     slots_.active = 0;
@@ -91,8 +91,8 @@ class ForwardTeam {
     } else {
       view.kernel = static_cast<const T*>(p_.kernel) + panel * layout_.width;
       view.recurrent_kernel = static_cast<const T*>(p_.recurrent_kernel) + panel * layout_.width;
-      view.bias = p_.bias == nullptr ? nullptr
-                                     : static_cast<const T*>(p_.bias) + panel * layout_.width;
+      view.bias =
+          p_.bias == nullptr ? nullptr : static_cast<const T*>(p_.bias) + panel * layout_.width;
       view.row_stride = 4 * p_.units;
       view.gate_stride = p_.units;
     }
@@ -101,7 +101,6 @@ class ForwardTeam {
 
   // All slots go through a part of a panel before the next: it is read from far memory once.
   void StepSlots(const PanelView<T>& panel, int64_t unit, const T* next) {
-    PrefetchInputs(unit / layout_.width);
     const int64_t D = job_.projected > 0 ? 0 : p_.input_dim, U = p_.units;
     PanelPart part = {0, 0, 0, 0};
     while (part.h_end < U) {
@@ -117,16 +116,6 @@ class ForwardTeam {
         ForwardTile<T, decltype(tag)::value>(slots_, static_cast<int>(first), U, unit, panel, part,
                                              saved_tiles_ + first * layout_.panel_columns, ahead);
       });
-    }
-  }
-
-  // The inputs of the next step, a share of them in each item: none of them is in any cache yet.
-  void PrefetchInputs(int64_t panel_index) {
-    const int64_t bytes = p_.input_dim * sizeof(T);
-    for (int64_t s = panel_index; s < slots_.active; s += queue_->items) {
-      // Where the mask has holes this may be another row than the next.
-      const char* from = reinterpret_cast<const char*>(slots_.x[s] + direction() * p_.input_dim);
-      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
     }
   }
 

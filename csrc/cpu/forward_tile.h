@@ -27,8 +27,9 @@ struct PanelPart {
 };
 
 template <typename T, int S>
-MASKED_LSTM_INLINE void AddProjection(Tile<T, S>* tile, const T* const* x, const PanelView<T>& panel,
-                                      int64_t begin, int64_t end, Ahead ahead = {}) {
+MASKED_LSTM_INLINE void AddProjection(Tile<T, S>* tile, const T* const* x,
+                                      const PanelView<T>& panel, int64_t begin, int64_t end,
+                                      Ahead ahead = {}) {
   const T* rows[S];
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) rows[s] = x[s] + begin;

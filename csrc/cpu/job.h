@@ -40,7 +40,7 @@ struct Teams {
   int slots;    // of each team
   bool help;    // who has no team left to work in joins another: pays off where steps are long
   char* memory;
-  size_t bytes;      // of one team
+  size_t bytes;  // of one team
   char* worker_memory;
   size_t worker_bytes;
 };
@@ -48,12 +48,12 @@ struct Teams {
 struct ForwardJob {
   const LstmForward* call;
   Schedule schedule;
-  WorkQueue pack;       // panels of weights, from first_packed on
-  WorkQueue rows;       // rows of the batch, longest first
-  WorkQueue fill;       // rows of the batch, for the outputs at masked steps
+  WorkQueue pack;        // panels of weights, from first_packed on
+  WorkQueue rows;        // rows of the batch, longest first
+  WorkQueue fill;        // rows of the batch, for the outputs at masked steps
   int64_t first_packed;  // panels before it are read where the weights are
-  void* packed;         // panels, then packed bias
-  int64_t projected;    // steps of a slot whose x.W is computed ahead at once; 0: none
+  void* packed;          // panels, then packed bias
+  int64_t projected;     // steps of a slot whose x.W is computed ahead at once; 0: none
   Teams teams;
 };
 

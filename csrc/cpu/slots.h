@@ -11,21 +11,21 @@ constexpr int kProjectedSteps = 12;
 
 template <typename T>
 struct ForwardSlots {
-  const T* x[kMaxSlots];          // (D) this step's input, where it is not projected
+  const T* x[kMaxSlots];           // (D) this step's input, where it is not projected
   const T* projection[kMaxSlots];  // x.W + bias of this step, panel by panel, or null
-  T* h[kMaxSlots];                // (U) h_{t-1}
-  T* h_next[kMaxSlots];           // (U) h_t
-  T* c[kMaxSlots];                // (U)
-  T* output[kMaxSlots];           // (U) where h_t is wanted, or null
-  T* saved_gates[kMaxSlots];      // (4U) of the reserve, or null
-  T* saved_c[kMaxSlots];          // (U) of the reserve, or null
+  T* h[kMaxSlots];                 // (U) h_{t-1}
+  T* h_next[kMaxSlots];            // (U) h_t
+  T* c[kMaxSlots];                 // (U)
+  T* output[kMaxSlots];            // (U) where h_t is wanted, or null
+  T* saved_gates[kMaxSlots];       // (4U) of the reserve, or null
+  T* saved_c[kMaxSlots];           // (U) of the reserve, or null
   int64_t row[kMaxSlots];
   int64_t position[kMaxSlots];
   int64_t left[kMaxSlots];  // steps to go, this one included
   // Steps computed ahead: the first `ahead` steps from this one on have their projection.
-  T* projections[kMaxSlots];                    // (kProjectedSteps) rows
+  T* projections[kMaxSlots];                     // (kProjectedSteps) rows
   const T* ahead_x[kMaxSlots][kProjectedSteps];  // inputs of the steps to project now
-  int64_t to_project[kMaxSlots];               // how many of them; 0: none
+  int64_t to_project[kMaxSlots];                 // how many of them; 0: none
   int64_t ahead[kMaxSlots];
   int active;
   bool more;        // rows of the batch may be left

@@ -32,7 +32,7 @@ struct TeamQueue {
 
   int64_t items;  // per phase
   int members;
-  int32_t claimed;           // set by the first member, who opens phase 1
+  int32_t claimed;            // set by the first member, who opens phase 1
   alignas(64) int64_t phase;  // 0 before the first one is open, kFinished after the last
   alignas(64) int64_t done;   // items of the phase
   Range ranges[kMaxTeam];
@@ -44,7 +44,16 @@ struct TeamQueue {
     for (int r = 0; r < members; ++r) {
       __atomic_store_n(&ranges[r].ticket, next_phase << 32, __ATOMIC_RELEASE);
     }
-    __atomic_store_n(&phase, next_phase, __ATOMIC_RELEASE);
+    RaisePhase(next_phase);
+  }
+
+  // Members find the tickets before they see the phase: they may have finished it, and opened the
+  // next one, before this one is announced. The number must never fall.
+  MASKED_LSTM_INLINE void RaisePhase(int64_t to) {
+    int64_t now = __atomic_load_n(&phase, __ATOMIC_RELAXED);
+    while (now < to && !__atomic_compare_exchange_n(&phase, &now, to, false, __ATOMIC_RELEASE,
+                                                    __ATOMIC_RELAXED)) {
+    }
   }
 
   // The next item of range r, or -1. Odd phases walk a range backwards: what the cache kept of the
@@ -98,7 +107,7 @@ struct TeamQueue {
     if (more) {
       Open(current + 1);
     } else {
-      __atomic_store_n(&phase, kFinished, __ATOMIC_RELEASE);
+      RaisePhase(kFinished);
     }
   }
 };

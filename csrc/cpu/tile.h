@@ -29,8 +29,7 @@ constexpr int kPanelColumns = 4 * kWidth<T>;
 // their product. That makes it part of the result's definition.
 constexpr int64_t kDepthBlock = 256;
 
-// What to fetch into the second-level cache meanwhile, for each row of a panel: the line at `from`
-// and (AddRows) the one half a stride on.
+// What to fetch into the second-level cache meanwhile, a line for each row of a panel.
 struct Ahead {
   const char* from = nullptr;
   int64_t stride = 0;  // bytes
@@ -98,8 +97,7 @@ struct Tile {
 
   // a_s[k] = rows[s][k]: each row's values stand one after another (x_t, h_{t-1}, dG_t).
   MASKED_LSTM_INLINE void AddRows(const T* panel, int64_t row_stride, int64_t vector_stride,
-                                  const T* const (&rows)[S], int64_t length,
-                                  Ahead ahead = {}) {
+                                  const T* const (&rows)[S], int64_t length, Ahead ahead = {}) {
     if (row_stride == kPanelColumns<T>) {  // packed: constants in the loop's addresses
       AddRowsOf(panel, kPanelColumns<T>, kWidth<T>, rows, length, ahead);
     } else {
@@ -113,9 +111,10 @@ struct Tile {
     for (int s = 0; s < S; ++s) a[s] = rows[s];
 #pragma GCC unroll 2
     for (int64_t k = 0; k < length; ++k) {
-      __builtin_prefetch(ahead.from, 0, 2);
-      __builtin_prefetch(ahead.from + ahead.stride / 2, 0, 2);
-      ahead.from += ahead.stride;
+      if (S >= 3) {
+        __builtin_prefetch(ahead.from, 0, 2);
+        ahead.from += ahead.stride;
+      }
       Vec<T> value[S];
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(a[s][k]);
@@ -169,8 +168,8 @@ MASKED_LSTM_INLINE void WithTileRows(int rows, F&& f) {
   }
 }
 
-// Calls f(first, tag) for tiles that cover [0, rows), of sizes that differ by at most one: a tile of
-// one row waits for its own sums.
+// Calls f(first, tag, tile, tiles) for the tiles that cover [0, rows). Their sizes differ by at
+// most one: a tile of one row waits for its own sums.
 template <typename F>
 MASKED_LSTM_INLINE void ForEachTile(int64_t rows, F&& f) {
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;

@@ -131,18 +131,19 @@ MASKED_LSTM_INLINE Vec<T> Clamp(Vec<T> x, T limit) {
   x = low > x ? low : x;
   return high < x ? high : x;
 }
-// max and min return their second operand where one is a NaN. (Without a mask GCC 12 warns about its
-// own header.)
+// max and min return their second operand where one is a NaN. (Without a mask GCC 12 warns about
+// its own header.)
 #if MASKED_LSTM_VECTOR_BYTES == 64 && defined(__AVX512F__)
 template <>
 MASKED_LSTM_INLINE Vec<float> Clamp<float>(Vec<float> x, float limit) {
-  return (Vec<float>)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(limit),
-                                   _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-limit), (__m512)x));
+  return (Vec<float>)_mm512_maskz_min_ps(
+      0xffff, _mm512_set1_ps(limit),
+      _mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-limit), (__m512)x));
 }
 template <>
 MASKED_LSTM_INLINE Vec<double> Clamp<double>(Vec<double> x, double limit) {
-  return (Vec<double>)_mm512_maskz_min_pd(0xff, _mm512_set1_pd(limit),
-                                    _mm512_maskz_max_pd(0xff, _mm512_set1_pd(-limit), (__m512d)x));
+  return (Vec<double>)_mm512_maskz_min_pd(
+      0xff, _mm512_set1_pd(limit), _mm512_maskz_max_pd(0xff, _mm512_set1_pd(-limit), (__m512d)x));
 }
 #elif MASKED_LSTM_VECTOR_BYTES == 32 && defined(__FMA__)
 template <>
@@ -163,7 +164,8 @@ MASKED_LSTM_INLINE Vec<T> Divide(Vec<T> numerator, Vec<T> denominator) {
   return numerator / denominator;
 }
 #if MASKED_LSTM_VECTOR_BYTES == 64 && defined(__AVX512F__)
-// A division of 16 floats blocks the divider for 16 cycles or so; 14 bits and one Newton step do not.
+// A division of 16 floats blocks the divider for 16 cycles or so; 14 bits and one Newton step do
+// not.
 template <>
 MASKED_LSTM_INLINE Vec<float> Divide<float>(Vec<float> numerator, Vec<float> denominator) {
   const Vec<float> estimate = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)denominator);

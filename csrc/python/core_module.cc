@@ -20,6 +20,7 @@
 #include "host/huge_pages.h"
 #include "host/kernel_calls.h"
 #include "lstm.h"
+#include "python/array_pool.h"
 #include "python/thread_pool.h"
 
 namespace py = pybind11;
@@ -44,7 +45,16 @@ ArgumentShape ShapeOf(const Array& array) {
 ArgumentShape ShapeOf(const MaybeArray& array) { return array ? ShapeOf(*array) : ArgumentShape(); }
 
 Array NewArray(const py::dtype& dtype, std::vector<py::ssize_t> shape) {
-  return Array(dtype, std::move(shape));
+  size_t bytes = dtype.itemsize();
+  for (py::ssize_t size : shape) bytes *= size;
+  struct Owned {
+    void* block;
+    size_t bytes;
+    ~Owned() { ReturnBlock(block, bytes); }
+  };
+  std::unique_ptr<Owned> owned(new Owned{TakeBlock(bytes), bytes});
+  py::capsule owner(owned.get(), [](void* pointer) { delete static_cast<Owned*>(pointer); });
+  return Array(dtype, std::move(shape), owned.release()->block, owner);
 }
 
 const void* DataOf(const MaybeArray& array) { return array ? array->data() : nullptr; }
@@ -158,8 +168,8 @@ py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias
 py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias, MaybeArray h0,
                    MaybeArray c0, MaybeArray mask, MaybeArray sequence_lengths, MaybeArray reserve,
                    MaybeArray d_outputs, MaybeArray d_h, MaybeArray d_c, bool go_backwards,
-                   bool zero_output_for_mask, bool return_sequences, int threads,
-                   std::optional<std::string> isa) {
+                   bool zero_output_for_mask, bool return_sequences, bool overwrite_reserve,
+                   int threads, std::optional<std::string> isa) {
   const Inputs inputs = {x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths};
   LstmBackward call;
   call.problem = inputs.Problem(
@@ -175,7 +185,8 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
   }
   ThrowIfError(LstmBackwardWorkspaceBytes(p, reserve.has_value(), threads, &bytes));
   const py::dtype dtype = x.dtype();
-  const size_t scratch_bytes = steps * 5 * p.units * x.itemsize();
+  const bool in_place = overwrite_reserve && reserve && reserve->writeable();
+  const size_t scratch_bytes = in_place ? 0 : steps * 5 * p.units * x.itemsize();
   Array dx = NewArray(dtype, {p.batch, p.timesteps, p.input_dim});
   Array d_kernel = NewArray(dtype, {p.input_dim, 4 * p.units});
   Array d_recurrent_kernel = NewArray(dtype, {p.units, 4 * p.units});
@@ -193,7 +204,7 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
   call.dc0 = dc0.mutable_data();
   ThrowIfError(WithoutGil([&] {
     workspace.Reserve(scratch_bytes + bytes);
-    call.scratch = workspace.memory.get();
+    call.scratch = in_place ? reserve->mutable_data() : workspace.memory.get();
     call.workspace = workspace.memory.get() + scratch_bytes;
     call.workspace_bytes = bytes;
     return RunLstmBackward(call, PoolThreads(threads));

@@ -45,6 +45,7 @@ class ThreadPool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       queue_.push_back(std::move(closure));
+      ++queued_;
     }
     wake_.notify_one();
   }
@@ -52,10 +53,12 @@ class ThreadPool {
  private:
   void Loop() {
     while (true) {
+      SpinUntil([this] { return queued_ > 0; });  // calls often follow each other closely
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [this] { return !queue_.empty(); });
       std::function<void()> closure = std::move(queue_.front());
       queue_.pop_front();
+      --queued_;
       lock.unlock();
       closure();
     }
@@ -64,6 +67,7 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> queue_;
+  std::atomic<int> queued_{0};  // its size, for a look without the mutex
   int threads_ = 0;
 };
 

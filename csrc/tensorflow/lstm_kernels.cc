@@ -1,10 +1,12 @@
 // CPU OpKernels: TensorFlow's tensors and threads handed to the core.
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <utility>
 
 #include "host/arguments.h"
 #include "host/environment.h"
+#include "host/huge_pages.h"
 #include "host/kernel_calls.h"
 #include "host/parallel_region.h"
 #include "lstm.h"
@@ -35,7 +37,10 @@ ArgumentShape ShapeOf(const Tensor& tensor) {
 }
 
 const void* Data(const Tensor& tensor) { return tensor.data(); }
-void* MutableData(Tensor* tensor) { return tensor->data(); }
+void* MutableData(Tensor* tensor) {
+  AdviseHugePages(tensor->data(), tensor->TotalBytes());
+  return tensor->data();
+}
 
 void RunOnPool(void* context, int workers, void (*body)(void*, int), void* argument) {
   auto* pool = static_cast<tensorflow::thread::ThreadPool*>(context);
@@ -52,6 +57,32 @@ Threads ThreadsOf(OpKernelContext* context) {
   threads.run = RunOnPool;
   return threads;
 }
+
+// The workspace of one call, kept by the op for its next: fresh pages cost more than a small call.
+// Calls that run at once have one each; the larger one is kept.
+class SpareWorkspace {
+ public:
+  absl::Status Take(OpKernelContext* context, size_t bytes, Tensor* workspace) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (kept_.TotalBytes() >= bytes) {
+        *workspace = std::move(kept_);
+        kept_ = Tensor();
+        return absl::OkStatus();
+      }
+    }
+    return context->allocate_temp(tensorflow::DT_UINT8, TensorShape({static_cast<int64_t>(bytes)}),
+                                  workspace);
+  }
+  void GiveBack(Tensor workspace) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (workspace.TotalBytes() > kept_.TotalBytes()) kept_ = std::move(workspace);
+  }
+
+ private:
+  std::mutex mutex_;
+  Tensor kept_;
+};
 
 // What the forward op and its gradient share: attributes and the first seven inputs.
 class LstmOpBase : public OpKernel {
@@ -103,6 +134,9 @@ class LstmOpBase : public OpKernel {
 
   static TensorShape StateShape(const LstmProblem& p) { return TensorShape({p.batch, p.units}); }
 
+ protected:
+  SpareWorkspace spare_;
+
  private:
   bool go_backwards_, zero_output_for_mask_, return_sequences_;
 };
@@ -143,12 +177,11 @@ class LstmOp : public LstmOpBase {
     const Threads threads = ThreadsOf(context);
     OP_REQUIRES_OK(context,
                    ToAbsl(LstmForwardWorkspaceBytes(p, threads.workers, &call.workspace_bytes)));
-    OP_REQUIRES_OK(context,
-                   context->allocate_temp(tensorflow::DT_UINT8,
-                                          TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
-                                          &workspace));
+    OP_REQUIRES_OK(context, spare_.Take(context, call.workspace_bytes, &workspace));
     call.workspace = MutableData(&workspace);
-    OP_REQUIRES_OK(context, ToAbsl(RunLstmForward(call, threads)));
+    const Status status = RunLstmForward(call, threads);
+    spare_.GiveBack(std::move(workspace));
+    OP_REQUIRES_OK(context, ToAbsl(status));
     CountCpuCall(p.isa, p.dtype, Pass::kForward);
   }
 
@@ -217,12 +250,11 @@ class LstmGradOp : public LstmOpBase {
     OP_REQUIRES_OK(context,
                    ToAbsl(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers,
                                                      &call.workspace_bytes)));
-    OP_REQUIRES_OK(context,
-                   context->allocate_temp(tensorflow::DT_UINT8,
-                                          TensorShape({static_cast<int64_t>(call.workspace_bytes)}),
-                                          &workspace));
+    OP_REQUIRES_OK(context, spare_.Take(context, call.workspace_bytes, &workspace));
     call.workspace = MutableData(&workspace);
-    OP_REQUIRES_OK(context, ToAbsl(RunLstmBackward(call, threads)));
+    const Status status = RunLstmBackward(call, threads);
+    spare_.GiveBack(std::move(workspace));
+    OP_REQUIRES_OK(context, ToAbsl(status));
     CountCpuCall(p.isa, p.dtype, Pass::kBackward);
   }
 };

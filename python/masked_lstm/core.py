@@ -135,6 +135,7 @@ def backward(
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
+    overwrite_reserve=False,
     num_threads=None,
     isa=None,
 ):
@@ -142,6 +143,8 @@ def backward(
 
     Args:
         reserve: from forward(..., save_reserve=True); None: the forward pass is computed again.
+        overwrite_reserve: saves memory and time by computing in the reserve, which is of no use
+            afterwards.
         d_outputs, d_h, d_c: gradients arriving at forward's results, in their shapes; None: zeros.
 
     Returns:
@@ -161,7 +164,14 @@ def backward(
     ]
     options = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
     return Gradients(
-        *_core.backward(*arguments, *gradients, *options, _thread_count(num_threads), isa)
+        *_core.backward(
+            *arguments,
+            *gradients,
+            *options,
+            bool(overwrite_reserve),
+            _thread_count(num_threads),
+            isa,
+        )
     )
 
 
