@@ -52,6 +52,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=counts, default=[cores], help="for every peer; 1,2: one run for each")
     add("--rounds", type=int, help="(30, or 12 where the fastest takes 20 ms or more)")
     add("--quick", action="store_true", help="main cases, few rounds, no peak memory")
+    add("--no-memory", action="store_true", help="no peak memory (a process for each peer)")
     add("--out", type=Path, help="CSV file (bench/results/cpu-<N>threads.csv; quick: in out/)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
@@ -114,6 +115,7 @@ def run(options: argparse.Namespace, threads: int) -> int:
     path = options.out or folder / f"cpu-{threads}threads.csv"
     rounds = options.rounds or (ROUNDS_QUICK if options.quick else None)
     jobs = [(case, pass_name) for case in cases for pass_name in case.passes]
+    with_memory = not (options.quick or options.no_memory)
     rows = []
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -129,7 +131,7 @@ def run(options: argparse.Namespace, threads: int) -> int:
             new = measure(case, pass_name, loaded, rounds, retries, console.print, on_round)
             for row in new:
                 row |= facts
-                if case.group == "main" and not options.quick and row["peer"] in loaded:
+                if case.group == "main" and with_memory and row["peer"] in loaded:
                     row["memory_mib"] = memory.measure(row["peer"], case.name, pass_name, threads)
             rows += new
             write(path, rows, limits)
