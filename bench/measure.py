@@ -12,7 +12,7 @@ from timing import estimate, interleave
 
 CONTROL_LIMIT = 0.05
 ERROR_LIMIT = 1e-3  # float32 over some hundred steps reaches 1e-5; a wrong gate order reaches 1
-ROUNDS, ROUNDS_SLOW = 30, 12
+ROUNDS, ROUNDS_SLOW = 30, 8
 SLOW_SECONDS = 0.020  # where the fastest peer takes so long, there are fewer rounds
 
 Loaded = dict[str, peers.Peer]

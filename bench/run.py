@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     add("--cases", type=words, default=[], help="names or groups, comma-separated (all)")
     add("--peers", type=words, default=[], help="comma-separated (all that are installed)")
     add("--threads", type=counts, default=[cores], help="for every peer; 1,2: one run for each")
-    add("--rounds", type=int, help="(30, or 12 where the fastest takes 20 ms or more)")
+    add("--rounds", type=int, help="(30, or 8 where the fastest takes 20 ms or more)")
     add("--quick", action="store_true", help="main cases, few rounds, no peak memory")
     add("--no-memory", action="store_true", help="no peak memory (a process for each peer)")
     add("--out", type=Path, help="CSV file (bench/results/cpu-<N>threads.csv; quick: in out/)")

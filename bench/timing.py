@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 SETTLE_SECONDS = 0.1  # after a call PyTorch's threads spin for 15 ms, ONNX Runtime's for 75 ms
-SAMPLE_SECONDS = 0.002  # a sample warms up at least so long, and lasts at least so long
+WARM_SECONDS = 0.02  # a sample warms up at least so long: caches, clocks, sleeping processors
+SAMPLE_SECONDS = 0.005  # ... and lasts at least so long
 
 Call = Callable[[], object]
 
@@ -40,13 +41,14 @@ def interleave(
     """
     order = random.Random(seed)
     repeats = {name: math.ceil(SAMPLE_SECONDS / estimates[name]) for name in calls}
+    warm_up = {name: math.ceil(WARM_SECONDS / estimates[name]) for name in calls}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.disable()
     try:
         for done in range(1, rounds + 1):
             for name in order.sample(list(calls), len(calls)):
                 time.sleep(SETTLE_SECONDS)
-                seconds(calls[name], repeats[name])  # warms up
+                seconds(calls[name], warm_up[name])
                 samples[name].append(seconds(calls[name], repeats[name]))
             gc.collect()
             on_round(done, rounds)

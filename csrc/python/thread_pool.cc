@@ -1,6 +1,7 @@
 #include "python/thread_pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -9,6 +10,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "host/parallel_region.h"
 
@@ -36,9 +38,31 @@ class ThreadPool {
   void GrowTo(int threads) {
     std::lock_guard<std::mutex> lock(mutex_);
     try {
-      for (; threads_ < threads; ++threads_) std::thread([this] { Loop(); }).detach();
+      while (static_cast<int>(threads_.size()) < threads) {
+        threads_.reserve(threads);  // before the thread is there, not after
+        std::thread thread([this] { Loop(); });
+        threads_.push_back(thread.native_handle());
+        thread.detach();
+        avoided_cpu_ = -1;
+      }
     } catch (const std::system_error&) {
     }
+  }
+
+  // Keeps the threads off the caller's CPU. Left to itself, Linux in a virtual machine may put a
+  // thread that wakes up beside its waker, though other CPUs are idle (it takes those that the host
+  // has put to sleep for busy ones), and moves it away milliseconds later.
+  void AvoidCallersCpu() {
+#if defined(__linux__)
+    const int cpu = sched_getcpu();
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == avoided_cpu_) return;
+    cpu_set_t cpus;
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) != 0 || CPU_COUNT(&cpus) < 2) return;
+    CPU_CLR(cpu, &cpus);
+    for (pthread_t thread : threads_) pthread_setaffinity_np(thread, sizeof(cpus), &cpus);
+    avoided_cpu_ = cpu;
+#endif
   }
 
   void Schedule(std::function<void()> closure) {
@@ -68,11 +92,13 @@ class ThreadPool {
   std::condition_variable wake_;
   std::deque<std::function<void()>> queue_;
   std::atomic<int> queued_{0};  // its size, for a look without the mutex
-  int threads_ = 0;
+  std::vector<pthread_t> threads_;
+  int avoided_cpu_ = -1;
 };
 
 void Run(void* context, int workers, void (*body)(void*, int), void* argument) {
   ThreadPool* pool = static_cast<ThreadPool*>(context);
+  pool->AvoidCallersCpu();
   ParallelRegion::Run(workers, body, argument,
                       [pool](auto closure) { pool->Schedule(std::move(closure)); });
 }
