@@ -94,7 +94,7 @@ struct LstmBackward {
 // lengths, a length outside [0,T]); nothing has been computed then.
 Status CountValidSteps(const LstmProblem& problem, int64_t* steps) noexcept;
 
-// Bytes of workspace for a call with at most `workers` threads. Same errors as above, and
+// Bytes of workspace for a call with Threads::workers = `workers`. Same errors as above, and
 // kUnsupported when this CPU lacks problem.isa.
 Status LstmForwardWorkspaceBytes(const LstmProblem& problem, int workers, size_t* bytes) noexcept;
 Status LstmBackwardWorkspaceBytes(const LstmProblem& problem, bool have_reserve, int workers,

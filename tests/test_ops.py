@@ -57,6 +57,19 @@ def test_results_and_gradients_are_the_cores(mode):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_recompute_changes_no_bit(traced):
+    """And keeps nothing: the op's reserve is empty."""
+    function = tf.function(value_and_gradients) if traced else value_and_gradients
+    kept = function(*ARGUMENTS, *STATE, mask=P.mask)
+    again = function(*ARGUMENTS, *STATE, mask=P.mask, recompute=True)
+    for a, b in zip(tf.nest.flatten(kept), tf.nest.flatten(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    graph = tf.function(masked_lstm.lstm).get_concrete_function(*ARGUMENTS, recompute=True).graph
+    (op,) = [op for op in graph.get_operations() if op.type == "MaskedLstm"]
+    assert not op.get_attr("save_reserve")
+
+
 def test_gradients_of_some_results_only():
     """Unused results send no gradient; a tape used twice gives the same twice."""
     with tf.GradientTape(persistent=True) as tape:

@@ -257,10 +257,8 @@ static void RunBackward(BackwardJob* job, int worker) {
   job->pack.Finish(packed);
   job->pack.WaitAll();
 
-  const int teams = job->teams.count, home = worker % teams;
-  for (int i = 0; i < (job->teams.help ? teams : 1); ++i) {
-    BackwardTeam<T>(job, (home + i) % teams, worker).Run(worker / teams);
-  }
+  ForEachTeam(job->teams, worker,
+              [&](int team, int member) { BackwardTeam<T>(job, team, worker).Run(member); });
   job->rows.WaitAll();
 
   T* memory = reinterpret_cast<T*>(job->teams.worker_memory + worker * job->teams.worker_bytes);

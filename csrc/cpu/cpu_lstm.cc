@@ -37,34 +37,34 @@ CpuLayout LayoutOf(const LstmProblem& p, const CpuKernels& kernels) {
 // here on workers share them. Below, steps of its own are cheaper for a worker than steps in
 // company.
 constexpr int64_t kSharedBytes = 3 << 20;
-// A step's multiply-adds for one slot and panel from which on a second worker helps a team.
-constexpr int64_t kHelpMultiplyAdds = 16 << 10;
+// Multiply-adds of a step from which on another member pays for the meeting at its end.
+constexpr int64_t kMemberMultiplyAdds = 32 << 10;
 
 // `weights`: bytes read in each step; `panels`: items of a step; `panel_work`: multiply-adds of one
 // panel for one slot. Results depend on none of the choices made here.
 Teams ChooseTeams(const LstmProblem& p, const CpuKernels& kernels, int workers, int64_t weights,
                   int64_t panels, int64_t panel_work) {
-  // So many members that each reads no more than that, ...
-  int64_t members = CpuLayout::RoundUp(weights, kSharedBytes) / kSharedBytes;
-  members = std::min<int64_t>({members, workers, panels, kMaxTeam});
-  // ... and so few teams that each has rows enough to fill a tile.
-  const int64_t full_tiles = std::max<int64_t>(1, p.batch / kernels.tile_rows);
-  Teams teams = {};
-  teams.count = static_cast<int>(std::min(full_tiles, workers / std::max<int64_t>(members, 1)));
-  teams.members = static_cast<int>(
-      std::min<int64_t>({(workers + teams.count - 1) / teams.count, panels, kMaxTeam}));
+  const int64_t rows = std::max<int64_t>(1, p.batch), tile = kernels.tile_rows;
+  // So many members that each reads no more than that, but so few teams that each has rows enough
+  // to fill a tile.
+  const int64_t readers = std::min<int64_t>(CpuLayout::Panels(weights, kSharedBytes), workers);
+  const int64_t count = std::min(std::max<int64_t>(1, rows / tile), workers / readers);
+  const int64_t share = CpuLayout::Panels(rows, count);
+  const int64_t step = panels * panel_work * std::min(share, tile);
+  const int64_t members = std::min<int64_t>({CpuLayout::Panels(workers, count), panels, kMaxTeam,
+                                             std::max<int64_t>(1, step / kMemberMultiplyAdds)});
   // More slots share each part of the weights where it comes from farther away.
-  const int most = weights > kSharedBytes * teams.members ? kMaxSlots : kMaxSlots / 2;
-  const int64_t share =
-      CpuLayout::RoundUp((p.batch + teams.count - 1) / teams.count, kernels.tile_rows);
-  teams.slots = static_cast<int>(std::min<int64_t>(most / kernels.tile_rows * kernels.tile_rows,
-                                                   std::max<int64_t>(share, kernels.tile_rows)));
-  teams.help = panels > 1 && panel_work >= kHelpMultiplyAdds;
+  const int64_t most = weights > kSharedBytes * members ? kMaxSlots : kMaxSlots / 2;
+  Teams teams = {};
+  teams.count = static_cast<int>(count);
+  teams.members = static_cast<int>(members);
+  teams.slots = static_cast<int>(std::min(most / tile * tile, CpuLayout::RoundUp(share, tile)));
+  teams.help = panels > 1 && panels * panel_work >= 2 * kMemberMultiplyAdds;
   return teams;
 }
 
-// The longest row sets the number of steps: more slots than fill them would leave tiles empty
-// later.
+// The longest row is as many steps as the call will have: with more slots than all rows keep busy
+// so long, tiles would be full first and empty later.
 void UseFewerSlots(const Schedule& schedule, const CpuKernels& kernels, Teams* teams) {
   if (schedule.total == 0) return;
   const int64_t steps = int64_t{schedule.counts[schedule.order[0]]} * teams->count;
@@ -73,7 +73,7 @@ void UseFewerSlots(const Schedule& schedule, const CpuKernels& kernels, Teams* t
   teams->slots = static_cast<int>(std::max(rows, std::min<int64_t>(needed, teams->slots)));
 }
 
-// `values`: of one team and of one worker. The queues start cleared.
+// Teams with `team_values` values each, workers with `worker_values`. The queues start cleared.
 template <typename Slots>
 void LayOutTeams(Arena* arena, int workers, int64_t team_values, int64_t worker_values,
                  int64_t item_bytes, int64_t panels, bool clear, Teams* teams) {
@@ -86,7 +86,7 @@ void LayOutTeams(Arena* arena, int workers, int64_t team_values, int64_t worker_
     TeamQueue* queue = reinterpret_cast<TeamQueue*>(teams->memory + team * teams->bytes);
     *queue = TeamQueue();
     queue->items = panels;
-    queue->members = teams->members;
+    queue->ranges = teams->members;
   }
 }
 
@@ -94,7 +94,7 @@ void LayOutTeams(Arena* arena, int workers, int64_t team_values, int64_t worker_
 constexpr double kMultiplyAddsPerThread = 400e3;
 
 Threads WorthTheWork(const Threads& threads, const LstmProblem& p, int64_t steps) {
-  // More threads than rows help only to pack weights; count a pass over them like a step.
+  // Packing counts like a step.
   const double work = 4.0 * static_cast<double>(steps + 1) * static_cast<double>(p.units) *
                       static_cast<double>(p.input_dim + p.units);
   Threads used = threads;
@@ -141,6 +141,8 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
   job->first_packed = passes <= kUnpackedPasses ? p.units / layout.width : 0;
   job->packed = arena.Take<void>(layout.forward_packed() * bytes);
+  job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));
+  if (workspace != nullptr) std::fill_n(job->finished, p.batch, -1);
   LayOutTeams<ForwardSlots<float>>(
       &arena, workers, layout.forward_team(job->teams.slots, job->projected),
       layout.saved_tiles(job->teams.slots), bytes, panels, workspace != nullptr, &job->teams);

@@ -68,7 +68,8 @@ class ForwardTeam {
       ProjectSlots(panel, panel_index);
     } else {
       const int64_t next = queue_->LikelyNext(panel_index);
-      StepSlots(panel, unit, View(next).kernel);
+      const PanelView<T> after = View(next);
+      StepSlots(panel, unit, job_.projected > 0 ? after.recurrent_kernel : after.kernel);
     }
   }
 
@@ -109,8 +110,11 @@ class ForwardTeam {
       part.h_begin = part.h_end;
       if (part.x_end == D) part.h_end = part.h_end + kDepthBlock < U ? part.h_end + kDepthBlock : U;
       const int64_t rows = part.x_end - part.x_begin + part.h_end - part.h_begin;
+      // Rows of kernel and recurrent_kernel stand in one packed panel; a projected step reads the
+      // latter only.
+      const T* from = D > 0 ? panel.kernel : panel.recurrent_kernel;
       const T* after =
-          part.h_end < U ? panel.kernel + (part.x_end + part.h_end) * layout_.panel_columns : next;
+          part.h_end < U ? from + (part.x_end + part.h_end) * layout_.panel_columns : next;
       ForEachTile(slots_.active, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
         const Ahead ahead = ShareOfPanel<T>(after, rows, tile, tiles);
         ForwardTile<T, decltype(tag)::value>(slots_, static_cast<int>(first), U, unit, panel, part,
@@ -214,12 +218,11 @@ class ForwardTeam {
     Swap(slots_.h[s], slots_.h_next[s]);
     const T* h = slots_.h[s];
     const int64_t row = slots_.row[s], U = p_.units;
-    const bool last = --slots_.left[s] == 0;
-    const int64_t next = last ? 0 : StepsOfRow(p_, row).Next(slots_.position[s], direction());
-    if (last) {
+    if (--slots_.left[s] == 0) {
       FinishStates(s, row, h);
       return false;
     }
+    const int64_t next = StepsOfRow(p_, row).Next(slots_.position[s], direction());
     if (slots_.saved_gates[s] != nullptr) {
       slots_.saved_gates[s] += 4 * U;
       slots_.saved_c[s] += U;
@@ -238,7 +241,8 @@ class ForwardTeam {
     if (call_.c != nullptr) {
       std::memcpy(static_cast<T*>(call_.c) + row * U, slots_.c[s], U * sizeof(T));
     }
-    job_.rows.Finish(1);
+    const int64_t done = __atomic_fetch_add(&job_.rows.done, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&job_.finished[done], static_cast<int32_t>(row), __ATOMIC_RELEASE);
   }
 
   void MoveSlot(int from, int to) {
@@ -267,13 +271,19 @@ class ForwardTeam {
   T* saved_tiles_;          // this worker's own
 };
 
-// Outputs at the masked steps of the rows: the output before them, or zeros.
+// Outputs at the masked steps of rows that are done: the output before them, or zeros. Only worker
+// 0 stays until all rows are.
 template <typename T>
-static void FillMaskedOutputs(ForwardJob* job) {
+static void FillMaskedOutputs(ForwardJob* job, bool stay) {
   const LstmProblem& p = job->call->problem;
   const int64_t T_ = p.timesteps, bytes = p.units * sizeof(T);
-  for (int64_t item; (item = job->fill.Take()) >= 0;) {
-    const int64_t row = job->schedule.order[item];
+  const auto ready = [&](int64_t item) {
+    const auto done = [&] { return __atomic_load_n(&job->finished[item], __ATOMIC_ACQUIRE) >= 0; };
+    for (int spins = 0; stay && !done();) SpinWait(&spins);
+    return done();
+  };
+  for (int64_t item; (item = job->fill.TakeIf(ready)) >= 0;) {
+    const int64_t row = job->finished[item];
     if (job->schedule.counts[row] == T_) continue;
     const RowSteps steps = StepsOfRow(p, row);
     const int direction = p.go_backwards ? -1 : 1;
@@ -305,13 +315,9 @@ static void RunForward(ForwardJob* job, int worker) {
   job->pack.Finish(packed);
   job->pack.WaitAll();
 
-  const int teams = job->teams.count, home = worker % teams;
-  for (int i = 0; i < (job->teams.help ? teams : 1); ++i) {
-    ForwardTeam<T>(job, (home + i) % teams, worker).Run(worker / teams);
-  }
-  if (job->fill.size == 0) return;
-  job->rows.WaitAll();
-  FillMaskedOutputs<T>(job);
+  ForEachTeam(job->teams, worker,
+              [&](int team, int member) { ForwardTeam<T>(job, team, worker).Run(member); });
+  FillMaskedOutputs<T>(job, worker == 0);
 }
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE

@@ -25,6 +25,19 @@ struct alignas(64) WorkQueue {
     __atomic_fetch_add(&done, items, __ATOMIC_RELEASE);
   }
 
+  // The next item, if `ready(item)`, or -1.
+  template <typename Ready>
+  MASKED_LSTM_INLINE int64_t TakeIf(Ready ready) {
+    int64_t item = __atomic_load_n(&next, __ATOMIC_RELAXED);
+    while (item < size && ready(item)) {
+      if (__atomic_compare_exchange_n(&next, &item, item + 1, false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {
+        return item;
+      }
+    }
+    return -1;
+  }
+
   // Returns when every item is done. Only items that some worker has begun can be outstanding, so
   // this cannot wait for a thread that never starts.
   MASKED_LSTM_INLINE void WaitAll() const {
@@ -32,25 +45,34 @@ struct alignas(64) WorkQueue {
   }
 };
 
-// How the workers of a call are grouped: worker w is member w / teams of team w % teams. A team
+// How the workers of a call are grouped: worker w is member w / count of team w % count. A team
 // shares slots and takes rows of the batch; its members share the panels of each step.
 struct Teams {
   int count;
-  int members;  // of each team, if all start
+  int members;  // of each team, if all start; workers beyond them have no team
   int slots;    // of each team
-  bool help;    // who has no team left to work in joins another: pays off where steps are long
+  bool help;    // who has no team, or none left, joins another: pays off where steps are long
   char* memory;
   size_t bytes;  // of one team
   char* worker_memory;
   size_t worker_bytes;
 };
 
+// Calls f(team, member) for the teams in which a worker takes part, its own first.
+template <typename F>
+MASKED_LSTM_INLINE void ForEachTeam(const Teams& teams, int worker, F&& f) {
+  const int member = worker / teams.count;
+  if (member < teams.members) f(worker % teams.count, member);
+  for (int i = 1; teams.help && i < teams.count; ++i) f((worker + i) % teams.count, member);
+}
+
 struct ForwardJob {
   const LstmForward* call;
   Schedule schedule;
   WorkQueue pack;        // panels of weights, from first_packed on
   WorkQueue rows;        // rows of the batch, longest first
-  WorkQueue fill;        // rows of the batch, for the outputs at masked steps
+  WorkQueue fill;        // rows of the batch, in `finished`, for the outputs at masked steps
+  int32_t* finished;     // (B) rows in the order in which they were done; -1: not yet
   int64_t first_packed;  // panels before it are read where the weights are
   void* packed;          // panels, then packed bias
   int64_t projected;     // steps of a slot whose x.W is computed ahead at once; 0: none

@@ -10,8 +10,8 @@ constexpr int kMaxSlots = 24;  // of a team
 constexpr int kProjectedSteps = 12;
 
 template <typename T>
-struct ForwardSlots {
-  const T* x[kMaxSlots];           // (D) this step's input, where it is not projected
+struct alignas(64) ForwardSlots {
+  const T* x[kMaxSlots];           // (D) this step's input
   const T* projection[kMaxSlots];  // x.W + bias of this step, panel by panel, or null
   T* h[kMaxSlots];                 // (U) h_{t-1}
   T* h_next[kMaxSlots];            // (U) h_t
@@ -34,7 +34,7 @@ struct ForwardSlots {
 
 // A slot stands at step k, whose dG is complete: an item computes dh and dG of step k - 1.
 template <typename T>
-struct BackwardSlots {
+struct alignas(64) BackwardSlots {
   const T* d_gates[kMaxSlots];  // (4U) dG_k
   T* dh[kMaxSlots];             // (U) gradient arriving at h_{k-1}
   T* dc[kMaxSlots];             // (U) ... at c_k through the recurrence
@@ -45,5 +45,8 @@ struct BackwardSlots {
   int active;
   bool more;  // rows of the batch may be left
 };
+
+static_assert(sizeof(ForwardSlots<float>) == sizeof(ForwardSlots<double>), "see above");
+static_assert(sizeof(BackwardSlots<float>) == sizeof(BackwardSlots<double>), "see above");
 
 }  // namespace masked_lstm

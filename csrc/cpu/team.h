@@ -12,11 +12,11 @@
 
 namespace masked_lstm {
 
-constexpr int kMaxTeam = 16;
+constexpr int kMaxTeam = 16;  // ranges of a queue
 
 // One round of a wait for work that another thread has begun.
 MASKED_LSTM_INLINE void SpinWait(int* spins) {
-  if (++*spins < 4000) {
+  if (++*spins < 1000) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
@@ -30,19 +30,19 @@ struct TeamQueue {
     int64_t ticket;  // phase << 32 | items of this range handed out in that phase
   };
 
-  int64_t items;  // per phase
-  int members;
+  int64_t items;              // per phase
+  int ranges;                 // as many as members
   int32_t claimed;            // set by the first member, who opens phase 1
   alignas(64) int64_t phase;  // 0 before the first one is open, kFinished after the last
   alignas(64) int64_t done;   // items of the phase
-  Range ranges[kMaxTeam];
+  Range range[kMaxTeam];
 
   static constexpr int64_t kFinished = INT64_MAX;
 
   MASKED_LSTM_INLINE void Open(int64_t next_phase) {
     __atomic_store_n(&done, 0, __ATOMIC_RELAXED);
-    for (int r = 0; r < members; ++r) {
-      __atomic_store_n(&ranges[r].ticket, next_phase << 32, __ATOMIC_RELEASE);
+    for (int r = 0; r < ranges; ++r) {
+      __atomic_store_n(&range[r].ticket, next_phase << 32, __ATOMIC_RELEASE);
     }
     RaisePhase(next_phase);
   }
@@ -59,8 +59,8 @@ struct TeamQueue {
   // The next item of range r, or -1. Odd phases walk a range backwards: what the cache kept of the
   // end of the phase before is used first.
   MASKED_LSTM_INLINE int64_t Take(int r, int64_t* of_phase) {
-    const int64_t ticket = __atomic_fetch_add(&ranges[r].ticket, 1, __ATOMIC_ACQUIRE);
-    const int64_t begin = items * r / members, end = items * (r + 1) / members;
+    const int64_t ticket = __atomic_fetch_add(&range[r].ticket, 1, __ATOMIC_ACQUIRE);
+    const int64_t begin = items * r / ranges, end = items * (r + 1) / ranges;
     const int64_t index = ticket & 0xffffffff;
     if (index >= end - begin) return -1;
     *of_phase = ticket >> 32;
@@ -89,10 +89,10 @@ struct TeamQueue {
     int64_t current = 0;
     while ((current = WaitForPhaseAfter(current)) != kFinished) {
       int64_t taken = 0;
-      for (int i = 0; i < members; ++i) {
+      for (int i = 0; i < ranges; ++i) {
         // Items that this member has taken and not reported keep their phase open, so all items
         // between two reports are of one phase: perhaps a later one than was waited for.
-        for (int64_t item; (item = Take((member + i) % members, &current)) >= 0; ++taken) {
+        for (int64_t item; (item = Take((member + i) % ranges, &current)) >= 0; ++taken) {
           work->Item(item);
         }
       }

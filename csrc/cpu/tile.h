@@ -41,6 +41,7 @@ MASKED_LSTM_INLINE Ahead ShareOfPanel(const void* panel, int64_t rows, int64_t t
                                       int64_t tiles) {
   constexpr int64_t kLines = kPanelColumns<T> * sizeof(T) / 64;
   const int64_t stride = (kLines + tiles - 1) / tiles * 64;
+  if (tile * stride >= kLines * 64) return {static_cast<const char*>(panel), 0};
   return {static_cast<const char*>(panel) + tile * rows * stride, stride};
 }
 

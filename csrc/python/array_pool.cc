@@ -1,6 +1,7 @@
 #include "python/array_pool.h"
 
 #include <cstdlib>
+#include <iterator>
 #include <list>
 #include <mutex>
 #include <new>
@@ -11,11 +12,8 @@ namespace masked_lstm {
 namespace {
 
 constexpr size_t kMostKept = size_t{512} << 20;  // bytes; older blocks are freed first
-
-struct Block {
-  void* memory;
-  size_t bytes;
-};
+constexpr size_t kSmallest = 64 << 10;           // below, malloc is as good
+constexpr size_t kPage = 4096;
 
 struct Pool {
   std::mutex mutex;
@@ -29,45 +27,46 @@ Pool& ThePool() {
   return *pool;
 }
 
-size_t SizeClass(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
-
 }  // namespace
 
-void* TakeBlock(size_t bytes) {
-  const size_t size = SizeClass(bytes > 0 ? bytes : 1);
-  Pool& pool = ThePool();
-  {
+Block TakeBlock(size_t bytes) {
+  const size_t size = bytes == 0 ? kPage : (bytes + kPage - 1) / kPage * kPage;
+  if (size >= kSmallest) {
+    Pool& pool = ThePool();
     std::lock_guard<std::mutex> lock(pool.mutex);
     for (auto block = pool.blocks.begin(); block != pool.blocks.end(); ++block) {
-      if (block->bytes != size) continue;
-      void* memory = block->memory;
-      pool.bytes -= size;
+      // Batches of one kind differ a little in their number of steps.
+      if (block->bytes < size || block->bytes > size + size / 4) continue;
+      const Block taken = *block;
+      pool.bytes -= taken.bytes;
       pool.blocks.erase(block);
-      return memory;
+      return taken;
     }
   }
   void* memory = std::aligned_alloc(64, size);
   if (memory == nullptr) throw std::bad_alloc();
   AdviseHugePages(memory, size);
-  return memory;
+  return {memory, size};
 }
 
-void ReturnBlock(void* block, size_t bytes) noexcept {
-  const size_t size = SizeClass(bytes > 0 ? bytes : 1);
-  Pool& pool = ThePool();
-  std::lock_guard<std::mutex> lock(pool.mutex);
-  try {
-    pool.blocks.push_front({block, size});
-  } catch (const std::bad_alloc&) {
-    std::free(block);
-    return;
+void ReturnBlock(Block block) noexcept {
+  std::list<Block> dropped;
+  if (block.bytes >= kSmallest && block.bytes <= kMostKept) {
+    Pool& pool = ThePool();
+    std::lock_guard<std::mutex> lock(pool.mutex);
+    try {
+      pool.blocks.push_front(block);
+      pool.bytes += block.bytes;
+      block.memory = nullptr;
+    } catch (const std::bad_alloc&) {
+    }
+    while (pool.bytes > kMostKept) {
+      pool.bytes -= pool.blocks.back().bytes;
+      dropped.splice(dropped.begin(), pool.blocks, std::prev(pool.blocks.end()));
+    }
   }
-  pool.bytes += size;
-  while (pool.bytes > kMostKept) {
-    pool.bytes -= pool.blocks.back().bytes;
-    std::free(pool.blocks.back().memory);
-    pool.blocks.pop_back();
-  }
+  std::free(block.memory);
+  for (const Block& old : dropped) std::free(old.memory);
 }
 
 }  // namespace masked_lstm

@@ -1,15 +1,32 @@
-// Memory of the arrays the module returns. Blocks of arrays that were dropped are used again: fresh
-// pages from the system cost more than the arithmetic of a small call.
+// Memory of the arrays the module returns. Blocks of arrays that were dropped are used again (up to
+// 512 MiB are kept): fresh pages from the system cost more than the arithmetic of a small call.
 #pragma once
 
 #include <cstddef>
 
 namespace masked_lstm {
 
-// At least `bytes` bytes, aligned to a cache line; contents undefined. Throws std::bad_alloc.
-void* TakeBlock(size_t bytes);
+struct Block {
+  void* memory;
+  size_t bytes;
+};
 
-// Gives back what TakeBlock gave for as many bytes. Thread-safe.
-void ReturnBlock(void* block, size_t bytes) noexcept;
+// At least `bytes` bytes, aligned to a cache line; contents undefined. Throws std::bad_alloc.
+Block TakeBlock(size_t bytes);
+
+// Gives back what TakeBlock gave. Thread-safe.
+void ReturnBlock(Block block) noexcept;
+
+class ScopedBlock {
+ public:
+  explicit ScopedBlock(size_t bytes) : block_(TakeBlock(bytes)) {}
+  ~ScopedBlock() { ReturnBlock(block_); }
+  ScopedBlock(const ScopedBlock&) = delete;
+  ScopedBlock& operator=(const ScopedBlock&) = delete;
+  void* memory() const { return block_.memory; }
+
+ private:
+  const Block block_;
+};
 
 }  // namespace masked_lstm

@@ -17,7 +17,6 @@
 #include "cpu/float_mode.h"
 #include "host/arguments.h"
 #include "host/environment.h"
-#include "host/huge_pages.h"
 #include "host/kernel_calls.h"
 #include "lstm.h"
 #include "python/array_pool.h"
@@ -47,14 +46,9 @@ ArgumentShape ShapeOf(const MaybeArray& array) { return array ? ShapeOf(*array) 
 Array NewArray(const py::dtype& dtype, std::vector<py::ssize_t> shape) {
   size_t bytes = dtype.itemsize();
   for (py::ssize_t size : shape) bytes *= size;
-  struct Owned {
-    void* block;
-    size_t bytes;
-    ~Owned() { ReturnBlock(block, bytes); }
-  };
-  std::unique_ptr<Owned> owned(new Owned{TakeBlock(bytes), bytes});
-  py::capsule owner(owned.get(), [](void* pointer) { delete static_cast<Owned*>(pointer); });
-  return Array(dtype, std::move(shape), owned.release()->block, owner);
+  auto block = std::make_unique<ScopedBlock>(bytes);
+  py::capsule owner(block.get(), [](void* pointer) { delete static_cast<ScopedBlock*>(pointer); });
+  return Array(dtype, std::move(shape), block.release()->memory(), owner);
 }
 
 const void* DataOf(const MaybeArray& array) { return array ? array->data() : nullptr; }
@@ -96,21 +90,6 @@ struct Inputs {
     return p;
   }
 };
-
-// Kept per thread between calls: fresh pages cost more than the arithmetic of a small call.
-struct Workspace {
-  std::unique_ptr<char[]> memory;
-  size_t bytes = 0;
-  void Reserve(size_t need) {
-    if (need <= bytes) return;
-    bytes = 0;  // stays so if new throws
-    memory.reset();
-    memory.reset(new char[need]);
-    AdviseHugePages(memory.get(), need);
-    bytes = need;
-  }
-};
-thread_local Workspace workspace;
 
 // Runs f() -> Status with the GIL released. Not py::gil_scoped_release: taking the GIL back while
 // the interpreter shuts down ends the thread by unwinding, which must not happen in a destructor.
@@ -155,12 +134,10 @@ py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias
   call.outputs = outputs.mutable_data();
   call.h = h.mutable_data();
   call.c = c.mutable_data();
-  ThrowIfError(WithoutGil([&] {
-    workspace.Reserve(bytes);
-    call.workspace = workspace.memory.get();
-    call.workspace_bytes = workspace.bytes;
-    return RunLstmForward(call, PoolThreads(threads));
-  }));
+  const ScopedBlock workspace(bytes);
+  call.workspace = workspace.memory();
+  call.workspace_bytes = bytes;
+  ThrowIfError(WithoutGil([&] { return RunLstmForward(call, PoolThreads(threads)); }));
   CountCpuCall(p.isa, p.dtype, Pass::kForward);
   return py::make_tuple(outputs, h, c, reserve);
 }
@@ -202,13 +179,11 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
   call.d_bias = d_bias.mutable_data();
   call.dh0 = dh0.mutable_data();
   call.dc0 = dc0.mutable_data();
-  ThrowIfError(WithoutGil([&] {
-    workspace.Reserve(scratch_bytes + bytes);
-    call.scratch = in_place ? reserve->mutable_data() : workspace.memory.get();
-    call.workspace = workspace.memory.get() + scratch_bytes;
-    call.workspace_bytes = bytes;
-    return RunLstmBackward(call, PoolThreads(threads));
-  }));
+  const ScopedBlock scratch(scratch_bytes), workspace(bytes);
+  call.scratch = in_place ? reserve->mutable_data() : scratch.memory();
+  call.workspace = workspace.memory();
+  call.workspace_bytes = bytes;
+  ThrowIfError(WithoutGil([&] { return RunLstmBackward(call, PoolThreads(threads)); }));
   CountCpuCall(p.isa, p.dtype, Pass::kBackward);
   return py::make_tuple(dx, d_kernel, d_recurrent_kernel, d_bias, dh0, dc0);
 }

@@ -37,7 +37,9 @@ ArgumentShape ShapeOf(const Tensor& tensor) {
 }
 
 const void* Data(const Tensor& tensor) { return tensor.data(); }
-void* MutableData(Tensor* tensor) {
+void* MutableData(Tensor* tensor) { return tensor->data(); }
+// Of a tensor just allocated.
+void* FreshData(Tensor* tensor) {
   AdviseHugePages(tensor->data(), tensor->TotalBytes());
   return tensor->data();
 }
@@ -71,8 +73,10 @@ class SpareWorkspace {
         return absl::OkStatus();
       }
     }
-    return context->allocate_temp(tensorflow::DT_UINT8, TensorShape({static_cast<int64_t>(bytes)}),
-                                  workspace);
+    const absl::Status status = context->allocate_temp(
+        tensorflow::DT_UINT8, TensorShape({static_cast<int64_t>(bytes)}), workspace);
+    if (status.ok()) FreshData(workspace);
+    return status;
   }
   void GiveBack(Tensor workspace) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -163,7 +167,7 @@ class LstmOp : public LstmOpBase {
           context->allocate_output(
               0, p.return_sequences ? TensorShape({p.batch, p.timesteps, p.units}) : StateShape(p),
               &outputs));
-      call.outputs = MutableData(outputs);
+      call.outputs = FreshData(outputs);
     }
     OP_REQUIRES_OK(context, context->allocate_output(1, StateShape(p), &h));
     OP_REQUIRES_OK(context, context->allocate_output(2, StateShape(p), &c));
@@ -172,7 +176,7 @@ class LstmOp : public LstmOpBase {
                        3, TensorShape({save ? ReserveBytes(p, steps) : int64_t{0}}), &reserve));
     call.h = MutableData(h);
     call.c = MutableData(c);
-    if (save) call.reserve = MutableData(reserve);
+    if (save) call.reserve = FreshData(reserve);
 
     const Threads threads = ThreadsOf(context);
     OP_REQUIRES_OK(context,
@@ -229,7 +233,7 @@ class LstmGradOp : public LstmOpBase {
       if (!context->output_required(i)) continue;
       Tensor* result = nullptr;
       OP_REQUIRES_OK(context, context->allocate_output(i, results[i].shape, &result));
-      *results[i].data = MutableData(result);
+      *results[i].data = FreshData(result);
     }
 
     // The reserve itself is the scratch memory when nobody else holds it.
@@ -242,6 +246,7 @@ class LstmGradOp : public LstmOpBase {
     } else {
       OP_REQUIRES_OK(context,
                      context->allocate_temp(tensorflow::DT_UINT8, scratch_shape, &scratch));
+      FreshData(&scratch);
     }
     call.scratch = MutableData(&scratch);
 

@@ -155,6 +155,7 @@ def lstm(
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
+    recompute=False,
 ):
     """Runs an LSTM over the valid timesteps of a padded batch; differentiable in every float input.
 
@@ -171,6 +172,8 @@ def lstm(
         go_backwards: walk the valid steps from the last to the first; outputs stand in that order.
         zero_output_for_mask: outputs at masked steps are zeros, not the previous output.
         return_sequences: outputs of every step, else of the last valid one.
+        recompute: keep nothing for the gradient (else 5U values per valid step) and run the forward
+            pass again there: a third more arithmetic, the same bits.
 
     Returns:
         (outputs, h, c): outputs (B,T,U), or (B,U) with return_sequences=False; h and c (B,U), the
@@ -228,7 +231,8 @@ def lstm(
         zero_output_for_mask=bool(zero_output_for_mask),
         return_sequences=bool(return_sequences),
         # In a graph the op sees whether a gradient reads the reserve; eagerly the tapes tell.
-        save_reserve=not tf.executing_eagerly() or record.could_possibly_record(),
+        save_reserve=not recompute
+        and (not tf.executing_eagerly() or record.could_possibly_record()),
     )
     return outputs, h, c
 

@@ -189,10 +189,11 @@ void Check(const std::vector<const CpuKernels*>& sets) {
       {1, 1, 1, 1},     {5, 4, 3, 5},    {13, 5, 9, 17}, {29, 3, 70, 33}, {2, 90, 2, 3},
       {0, 3, 2, 2},     {3, 0, 2, 2},    {3, 2, 0, 4},   {4, 3, 300, 65}, {3, 150, 5, 20},
       {24, 12, 40, 48}, {1, 60, 70, 96},  // x.W ahead of the steps; all workers in one team
-      {3, 2, 40, 520}};                   // weights so large that workers share them
+      {3, 2, 40, 520},                    // weights so large that workers share them
+      {12, 6, 420, 104}};                 // workers help another team
   const CpuKernels* generic = sets[0];
   for (const Shape& shape : shapes) {
-    const bool large = shape.units > 500;
+    const bool large = shape.units > 100;
     for (Mask mask : {Mask::kNone, Mask::kLengths, Mask::kHoles, Mask::kEmpty}) {
       for (int options : {0, 1, 2, 5, 7, 8}) {
         if (large && (options > 1 || mask != Mask::kHoles)) continue;  // time
