@@ -1,0 +1,79 @@
+"""Two builds of the core against each other, interleaved in one process: did a change help?
+
+    python bench/compare.py OLD/_core.so NEW/_core.so --cases text,speech --passes forward,training
+
+Every round calls both in a random order, each once to warm up and then timed, and measures the
+multiply-adds' rate beside them. Prints medians and their share of that rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+from cases import make_data, select
+from timing import seconds
+
+
+def load(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(f"{name}._core", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_call(core, case, data, pass_name: str, threads: int, isa: str):
+    lengths = data.lengths.astype(np.int32) if data.padded else None
+    states = (data.h0, data.c0) if case.carry_state else (None, None)
+    arguments = (data.inputs, *data.weights[0], *states, None, lengths)
+    options = (False, False, True)  # neither backwards nor zeros for masked steps; all outputs
+
+    def training():
+        reserve = core.forward(*arguments, *options, True, threads, isa)[3]
+        gradients = (reserve, data.d_outputs, None, None)
+        return core.backward(*arguments, *gradients, *options, True, threads, isa)
+
+    if pass_name == "training":
+        return training
+    return lambda: core.forward(*arguments, *options, False, threads, isa)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("builds", type=Path, nargs=2, help="native modules: old, new")
+    add("--cases", default="main", help="names or groups, comma-separated")
+    add("--passes", default="forward,training")
+    add("--threads", type=int, default=2)
+    add("--isa", help="avx512, avx2 or generic (the best one)")
+    add("--seconds", type=float, default=3.0, help="for each case and pass")
+    options = parser.parse_args()
+    builds = dict(zip(("old", "new"), map(load, ("old", "new"), options.builds), strict=True))
+    isa = options.isa or builds["new"].isa()
+    for case in select(options.cases.split(",")):
+        data = make_data(case)
+        for pass_name in options.passes.split(","):
+            calls = {
+                name: make_call(core, case, data, pass_name, options.threads, isa)
+                for name, core in builds.items()
+            }
+            times = {name: [] for name in calls}
+            rates = []
+            end = time.perf_counter() + options.seconds
+            while time.perf_counter() < end or len(rates) < 6:
+                rates.append(builds["new"].multiply_add_rate(0.005, options.threads, False, isa))
+                for name in random.sample(list(calls), 2):
+                    once = seconds(calls[name])
+                    times[name].append(seconds(calls[name], max(1, int(0.003 / once))))
+            shortest = case.flops(data.valid_steps, pass_name) / np.median(rates)
+            medians = {name: np.median(samples) for name, samples in times.items()}
+            shown = [f"{n} {t * 1e3:.3f} ms ({shortest / t:.0%})" for n, t in medians.items()]
+            print(f"{case.name} {pass_name}: {', '.join(shown)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
