@@ -38,6 +38,11 @@ MASKED_LSTM_INLINE RowSteps StepsOfRow(const LstmProblem& p, int64_t row) {
   return {p.mask == nullptr ? nullptr : p.mask + row * p.timesteps, p.timesteps};
 }
 
+// Where the output of `position` stands: outputs are in processing order.
+MASKED_LSTM_INLINE int64_t OutputPosition(const LstmProblem& p, int64_t position) {
+  return p.go_backwards ? p.timesteps - 1 - position : position;
+}
+
 // Bytes BuildSchedule needs (8-byte aligned).
 int64_t ScheduleBytes(const LstmProblem& problem);
 

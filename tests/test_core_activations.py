@@ -35,3 +35,4 @@ def test_ends(dtype, isa):
     sigmoid, tanh = (_core.activation(name, x, isa) for name in ("sigmoid", "tanh"))
     np.testing.assert_array_equal(sigmoid, np.array([0, 0, 0.5, 0.5, 1, 1, np.nan], dtype))
     np.testing.assert_array_equal(tanh, np.array([-1, -1, -0.0, 0, 1, 1, np.nan], dtype))
+    assert np.signbit(tanh[2])

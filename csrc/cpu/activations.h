@@ -91,7 +91,9 @@ MASKED_LSTM_INLINE Vec<T> Tanh(Vec<T> x) {
   Vec<T> scale, part;
   ExpParts<T, false>(Clamp<T>(x, ExpConstants<T>::kTanhIsOne), T(2), &scale, &part);
   const Vec<T> e = MulAdd<T>(scale, part, scale - Broadcast<T>(T(1)));  // expm1(2x)
-  return Divide<T>(e, e + Broadcast<T>(T(2)));
+  const Vec<T> tanh = Divide<T>(e, e + Broadcast<T>(T(2)));
+  const Bits<T> sign = (Bits<T>)Broadcast<T>(T(-0.0));
+  return (Vec<T>)((Bits<T>)tanh | ((Bits<T>)x & sign));  // for -0, whose sign the sum lost
 }
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE

@@ -77,9 +77,6 @@ class BackwardTeam {
  private:
   // Against the processing order.
   int direction() const { return p_.go_backwards ? 1 : -1; }
-  int64_t OutputPosition(int64_t position) const {
-    return p_.go_backwards ? p_.timesteps - 1 - position : position;
-  }
 
   bool Refill() {
     while (slots_.more && slots_.active < job_.teams.slots) slots_.more = Begin(slots_.active);
@@ -126,8 +123,8 @@ class BackwardTeam {
     const int64_t row = slots_.row[s], U = p_.units;
     int64_t first = row, last = row;
     if (p_.return_sequences) {
-      first = row * p_.timesteps + OutputPosition(position);
-      last = p_.zero_output_for_mask ? first : row * p_.timesteps + OutputPosition(after) - 1;
+      first = row * p_.timesteps + OutputPosition(p_, position);
+      last = p_.zero_output_for_mask ? first : row * p_.timesteps + OutputPosition(p_, after) - 1;
     } else if (step != job_.schedule.counts[row] - 1) {
       return;
     }
@@ -149,7 +146,7 @@ class BackwardTeam {
     Prefetch(cells_ + (n > 0 ? n - 1 : n) * U, begin, end);
     if (call_.d_outputs != nullptr && p_.return_sequences) {
       Prefetch(static_cast<const T*>(call_.d_outputs) +
-                   (row * p_.timesteps + OutputPosition(slots_.before[s])) * U,
+                   (row * p_.timesteps + OutputPosition(p_, slots_.before[s])) * U,
                begin, end);
     }
   }
@@ -250,12 +247,7 @@ template <typename T>
 static void RunBackward(BackwardJob* job, int worker) {
   const LstmProblem& p = job->call->problem;
   const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
-  int64_t packed = 0;
-  for (int64_t panel; (panel = job->pack.Take()) >= 0; ++packed) {
-    PackBackwardPanel<T>(*job, layout, panel);
-  }
-  job->pack.Finish(packed);
-  job->pack.WaitAll();
+  job->pack.RunAll([&](int64_t panel) { PackBackwardPanel<T>(*job, layout, panel); });
 
   ForEachTeam(job->teams, worker,
               [&](int team, int member) { BackwardTeam<T>(job, team, worker).Run(member); });

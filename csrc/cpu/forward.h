@@ -75,9 +75,6 @@ class ForwardTeam {
 
  private:
   int direction() const { return p_.go_backwards ? -1 : 1; }
-  int64_t OutputPosition(int64_t position) const {
-    return p_.go_backwards ? p_.timesteps - 1 - position : position;
-  }
 
   PanelView<T> View(int64_t panel) const {
     const T* packed = static_cast<const T*>(job_.packed);
@@ -116,7 +113,9 @@ class ForwardTeam {
       const T* after =
           part.h_end < U ? from + (part.x_end + part.h_end) * layout_.panel_columns : next;
       ForEachTile(slots_.active, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
-        const Ahead ahead = ShareOfPanel<T>(after, rows, tile, tiles);
+        const bool packed = panel.row_stride == layout_.panel_columns;
+        const Ahead ahead =
+            packed ? ShareOfPanel<T>(after, rows, tile, tiles) : NothingAhead(panel.kernel);
         ForwardTile<T, decltype(tag)::value>(slots_, static_cast<int>(first), U, unit, panel, part,
                                              saved_tiles_ + first * layout_.panel_columns, ahead);
       });
@@ -207,7 +206,7 @@ class ForwardTeam {
     if (call_.outputs == nullptr) return;
     if (p_.return_sequences) {
       slots_.output[s] = static_cast<T*>(call_.outputs) +
-                         (row * p_.timesteps + OutputPosition(position)) * p_.units;
+                         (row * p_.timesteps + OutputPosition(p_, position)) * p_.units;
     } else if (slots_.left[s] == 1) {
       slots_.output[s] = static_cast<T*>(call_.outputs) + row * p_.units;
     }
@@ -292,7 +291,7 @@ static void FillMaskedOutputs(ForwardJob* job, bool stay) {
     int64_t next = steps.Next(p.go_backwards ? T_ : -1, direction);
     for (int64_t t = 0; t < T_; ++t) {  // in processing order
       char* output = outputs + t * bytes;
-      if (next < steps.limit && t == (p.go_backwards ? T_ - 1 - next : next)) {
+      if (next < steps.limit && t == OutputPosition(p, next)) {
         if (!p.zero_output_for_mask) before = output;
         next = steps.Next(next, direction);
       } else if (before != nullptr) {
@@ -308,12 +307,8 @@ template <typename T>
 static void RunForward(ForwardJob* job, int worker) {
   const LstmProblem& p = job->call->problem;
   const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
-  int64_t packed = 0;
-  for (int64_t item; (item = job->pack.Take()) >= 0; ++packed) {
-    PackForwardPanel<T>(*job, layout, job->first_packed + item);
-  }
-  job->pack.Finish(packed);
-  job->pack.WaitAll();
+  job->pack.RunAll(
+      [&](int64_t item) { PackForwardPanel<T>(*job, layout, job->first_packed + item); });
 
   ForEachTeam(job->teams, worker,
               [&](int team, int member) { ForwardTeam<T>(job, team, worker).Run(member); });

@@ -29,7 +29,7 @@ struct PanelPart {
 template <typename T, int S>
 MASKED_LSTM_INLINE void AddProjection(Tile<T, S>* tile, const T* const* x,
                                       const PanelView<T>& panel, int64_t begin, int64_t end,
-                                      Ahead ahead = {}) {
+                                      Ahead ahead) {
   const T* rows[S];
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) rows[s] = x[s] + begin;
@@ -106,7 +106,7 @@ static MASKED_LSTM_NOINLINE void ProjectTile(const T* const* x, int64_t input_di
   for (int64_t begin = 0; begin == 0 || begin < input_dim; begin += kDepthBlock) {
     const int64_t end = begin + kDepthBlock < input_dim ? begin + kDepthBlock : input_dim;
     tile.Fill(begin == 0 ? panel.bias : nullptr, panel.gate_stride);
-    AddProjection<T, S>(&tile, x, panel, begin, end);
+    AddProjection<T, S>(&tile, x, panel, begin, end, NothingAhead(panel.kernel));
     if (begin > 0) tile.Add(sums);
     if (end < input_dim) tile.Save(sums);
   }

@@ -38,6 +38,15 @@ struct alignas(64) WorkQueue {
     return -1;
   }
 
+  // Takes items while there are any, and returns when all are done, whoever did them.
+  template <typename F>
+  MASKED_LSTM_INLINE void RunAll(F f) {
+    int64_t items = 0;
+    for (int64_t item; (item = Take()) >= 0; ++items) f(item);
+    Finish(items);
+    WaitAll();
+  }
+
   // Returns when every item is done. Only items that some worker has begun can be outstanding, so
   // this cannot wait for a thread that never starts.
   MASKED_LSTM_INLINE void WaitAll() const {

@@ -29,11 +29,16 @@ constexpr int kPanelColumns = 4 * kWidth<T>;
 // their product. That makes it part of the result's definition.
 constexpr int64_t kDepthBlock = 256;
 
-// What to fetch into the second-level cache meanwhile, a line for each row of a panel.
+// What to fetch into the second-level cache meanwhile, a line for each row of a panel. Stride 0:
+// nothing (`from` is then memory in use anyway: a null pointer would cost a page walk each time).
 struct Ahead {
-  const char* from = nullptr;
-  int64_t stride = 0;  // bytes
+  const char* from;
+  int64_t stride;  // bytes
 };
+
+MASKED_LSTM_INLINE Ahead NothingAhead(const void* in_use) {
+  return {static_cast<const char*>(in_use), 0};
+}
 
 // Tile `tile` of `tiles` fetches its share of a panel that stands packed at `panel`.
 template <typename T>
@@ -41,7 +46,7 @@ MASKED_LSTM_INLINE Ahead ShareOfPanel(const void* panel, int64_t rows, int64_t t
                                       int64_t tiles) {
   constexpr int64_t kLines = kPanelColumns<T> * sizeof(T) / 64;
   const int64_t stride = (kLines + tiles - 1) / tiles * 64;
-  if (tile * stride >= kLines * 64) return {static_cast<const char*>(panel), 0};
+  if (tile * stride >= kLines * 64) return NothingAhead(panel);
   return {static_cast<const char*>(panel) + tile * rows * stride, stride};
 }
 
@@ -98,7 +103,7 @@ struct Tile {
 
   // a_s[k] = rows[s][k]: each row's values stand one after another (x_t, h_{t-1}, dG_t).
   MASKED_LSTM_INLINE void AddRows(const T* panel, int64_t row_stride, int64_t vector_stride,
-                                  const T* const (&rows)[S], int64_t length, Ahead ahead = {}) {
+                                  const T* const (&rows)[S], int64_t length, Ahead ahead) {
     if (row_stride == kPanelColumns<T>) {  // packed: constants in the loop's addresses
       AddRowsOf(panel, kPanelColumns<T>, kWidth<T>, rows, length, ahead);
     } else {
@@ -140,7 +145,7 @@ struct Tile {
   }
 };
 
-// Calls f(std::integral_constant-like S) for n in [1, kTileRows]: the last, smaller tile.
+// Calls f(RowsTag<rows>()) for rows in [1, kTileRows].
 template <int S>
 struct RowsTag {
   static constexpr int value = S;
