@@ -1,6 +1,7 @@
 """Two builds of the core against each other, interleaved in one process: did a change help?
 
     python bench/compare.py OLD/_core.so NEW/_core.so --cases text,speech --passes forward,training
+    python bench/compare.py _core.so _core.so --dtypes float32,bfloat16
 
 Every round calls both in a random order, each once to warm up and then timed, and measures the
 multiply-adds' rate beside them. Prints medians and their share of that rate.
@@ -26,15 +27,19 @@ def load(name: str, path: Path):
     return module
 
 
-def make_call(core, case, data, pass_name: str, threads: int, isa: str):
+def make_call(core, case, data, pass_name: str, threads: int, isa: str, dtype: str):
     lengths = data.lengths.astype(np.int32) if data.padded else None
-    states = (data.h0, data.c0) if case.carry_state else (None, None)
-    arguments = (data.inputs, *data.weights[0], *states, None, lengths)
+    inputs, *weights, h0, c0, d_outputs = (
+        array.astype(dtype)
+        for array in (data.inputs, *data.weights[0], data.h0, data.c0, data.d_outputs)
+    )
+    states = (h0, c0) if case.carry_state else (None, None)
+    arguments = (inputs, *weights, *states, None, lengths)
     options = (False, False, True)  # neither backwards nor zeros for masked steps; all outputs
 
     def training():
         reserve = core.forward(*arguments, *options, True, threads, isa)[3]
-        gradients = (reserve, data.d_outputs, None, None)
+        gradients = (reserve, d_outputs, None, None)
         return core.backward(*arguments, *gradients, *options, True, threads, isa)
 
     if pass_name == "training":
@@ -49,16 +54,21 @@ def main() -> None:
     add("--cases", default="main", help="names or groups, comma-separated")
     add("--passes", default="forward,training")
     add("--threads", type=int, default=2)
+    add("--dtypes", default="float32,float32", help="of the two builds (bfloat16: with ml_dtypes)")
     add("--isa", help="avx512, avx2 or generic (the best one)")
     add("--seconds", type=float, default=3.0, help="for each case and pass")
     options = parser.parse_args()
     builds = dict(zip(("old", "new"), map(load, ("old", "new"), options.builds), strict=True))
+    dtypes = dict(zip(builds, options.dtypes.split(","), strict=True))
+    if "bfloat16" in dtypes.values():
+        import ml_dtypes  # noqa: F401  NumPy knows the name from here on
+
     isa = options.isa or builds["new"].isa()
     for case in select(options.cases.split(",")):
         data = make_data(case)
         for pass_name in options.passes.split(","):
             calls = {
-                name: make_call(core, case, data, pass_name, options.threads, isa)
+                name: make_call(core, case, data, pass_name, options.threads, isa, dtypes[name])
                 for name, core in builds.items()
             }
             times = {name: [] for name in calls}

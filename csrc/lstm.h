@@ -20,7 +20,21 @@
 
 namespace masked_lstm {
 
-enum class DType { kFloat32 = 0, kFloat64 = 1 };
+// float16 and bfloat16 are how values are stored; all arithmetic and the cell state are float32.
+enum class DType { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+constexpr int kDTypes = 4;
+
+// Bytes of a value in the caller's buffers, and of one that is computed with (and kept in reserve).
+constexpr int64_t StoredBytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+constexpr int64_t ComputeBytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+constexpr const char* DTypeName(DType dtype) {
+  return dtype == DType::kFloat64   ? "float64"
+         : dtype == DType::kFloat32 ? "float32"
+         : dtype == DType::kFloat16 ? "float16"
+                                    : "bfloat16";
+}
 
 enum class Isa { kAuto = -1, kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
 
@@ -65,8 +79,8 @@ struct LstmForward {
   void* outputs = nullptr;  // (B,T,U) or (B,U) dtype, out; null: not wanted
   void* h = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias h0
   void* c = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias c0
-  // What the backward pass needs: N*5U values, out; null for inference. Activated gates, then cell
-  // states, rows compact in batch order; their layout is the core's own.
+  // What the backward pass needs: N*5U values of ComputeBytes, out; null for inference. Activated
+  // gates, then cell states, rows compact in batch order; their layout is the core's own.
   void* reserve = nullptr;
   void* workspace = nullptr;  // LstmForwardWorkspaceBytes bytes, any alignment
   size_t workspace_bytes = 0;
@@ -75,7 +89,7 @@ struct LstmForward {
 struct LstmBackward {
   LstmProblem problem;
   const void* reserve = nullptr;       // N*5U values from the forward call, in; null: recomputed
-  void* scratch = nullptr;             // N*5U values, overwritten; may be the reserve's own memory
+  void* scratch = nullptr;             // as much, overwritten; may be the reserve's own memory
   const void* d_outputs = nullptr;     // like outputs, in; null: zeros
   const void* d_h = nullptr;           // (B,U), in; null: zeros
   const void* d_c = nullptr;           // (B,U), in; null: zeros

@@ -249,7 +249,7 @@ def test_kernel_calls_are_counted():
          dict(kernel=P.kernel.astype(float))),
         (ValueError, "inputs: expected shape (batch, timesteps, input_dim), got (6, 9)",
          dict(inputs=P.inputs[:, :, 0])),
-        (TypeError, "inputs: expected dtype float32 or float64, got int32",
+        (TypeError, "inputs: expected dtype float32, float64, float16 or bfloat16, got int32",
          dict(inputs=np.ones((6, 9, 5), np.int32))),
     ],
 )  # fmt: skip

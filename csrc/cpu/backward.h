@@ -8,18 +8,20 @@
 #pragma once
 
 #include "activations.h"
-#include "copy.h"
 #include "input_gradients.h"
 #include "job.h"
 #include "pack.h"
 #include "slots.h"
+#include "stored.h"
 #include "weight_gradients.h"
 
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
-template <typename T>
+template <typename Stored>
 class BackwardTeam {
+  using T = Compute<Stored>;
+
  public:
   BackwardTeam(BackwardJob* job, int team, int worker)
       : job_(*job),
@@ -63,10 +65,10 @@ class BackwardTeam {
         column + layout_.panel_columns < p_.units ? column + layout_.panel_columns : p_.units;
     for (int s = 0; s < slots_.active; ++s) PrefetchGates(s, column, end);
     const T* packed = static_cast<const T*>(job_.packed);
-    MultiplyPanel<T>(packed + panel_index * layout_.backward_panel_size(),
-                     packed + queue_->LikelyNext(panel_index) * layout_.backward_panel_size(),
-                     4 * p_.units, slots_.d_gates, slots_.active, column, p_.units - column,
-                     slots_.dh, saved_tiles_);
+    MultiplyPanel(packed + panel_index * layout_.backward_panel_size(),
+                  packed + queue_->LikelyNext(panel_index) * layout_.backward_panel_size(),
+                  4 * p_.units, slots_.d_gates, slots_.active, column, p_.units - column, slots_.dh,
+                  saved_tiles_);
     for (int s = 0; s < slots_.active; ++s) {
       if (slots_.step[s] > 0) {
         GateGradients(s, slots_.step[s] - 1, slots_.before[s], slots_.position[s], column, end);
@@ -90,8 +92,8 @@ class BackwardTeam {
     if (item < 0) return false;
     const int64_t row = job_.schedule.order[item], U = p_.units;
     const int64_t count = job_.schedule.counts[row];
-    CopyOrZero(slots_.dh[s], call_.d_h, row * U, U);
-    CopyOrZero(slots_.dc[s], call_.d_c, row * U, U);
+    ConvertOrZero<Stored>(slots_.dh[s], call_.d_h, row * U, U);
+    ConvertOrZero<Stored>(slots_.dc[s], call_.d_c, row * U, U);
     if (count == 0) {
       FinishStates(s, row);
       return true;
@@ -130,7 +132,7 @@ class BackwardTeam {
     }
     T* dh = slots_.dh[s];
     for (int64_t at = first; at <= last; ++at) {
-      const T* d_output = static_cast<const T*>(call_.d_outputs) + at * U;
+      const Stored* d_output = static_cast<const Stored*>(call_.d_outputs) + at * U;
       for (int64_t i = u; i < end; i += kWidth<T>) {
         StoreFirst(dh + i, LoadFirst(dh + i, end - i) + LoadFirst(d_output + i, end - i), end - i);
       }
@@ -145,13 +147,14 @@ class BackwardTeam {
     for (int gate = 0; gate < 4; ++gate) Prefetch(gates_ + (n * 4 + gate) * U, begin, end);
     Prefetch(cells_ + (n > 0 ? n - 1 : n) * U, begin, end);
     if (call_.d_outputs != nullptr && p_.return_sequences) {
-      Prefetch(static_cast<const T*>(call_.d_outputs) +
+      Prefetch(static_cast<const Stored*>(call_.d_outputs) +
                    (row * p_.timesteps + OutputPosition(p_, slots_.before[s])) * U,
                begin, end);
     }
   }
-  static void Prefetch(const T* row, int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; u += 64 / sizeof(T)) __builtin_prefetch(row + u, 0, 3);
+  template <typename P>
+  static void Prefetch(const P* row, int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; u += 64 / sizeof(P)) __builtin_prefetch(row + u, 0, 3);
   }
 
   // dG of units [begin, end) of step `step`, from what arrives at its h and c. `after` is the
@@ -164,9 +167,8 @@ class BackwardTeam {
 
     const T* gates = gates_ + n * 4 * U;
     const T* c_row = cells_ + n * U;
-    const T* c_before = step > 0 ? c_row - U : nullptr;
-    if (step == 0 && p_.c0 != nullptr) c_before = static_cast<const T*>(p_.c0) + row * U;
-    const T* h0 = p_.h0 == nullptr ? nullptr : static_cast<const T*>(p_.h0) + row * U;
+    const Stored* c0 = p_.c0 == nullptr ? nullptr : static_cast<const Stored*>(p_.c0) + row * U;
+    const Stored* h0 = p_.h0 == nullptr ? nullptr : static_cast<const Stored*>(p_.h0) + row * U;
     T* d_gates = d_gates_ + n * 4 * U;
     // h_t is the next step's h_{t-1}. When scratch is the reserve itself this overwrites c of a
     // step that is done, and dG overwrites gates just read.
@@ -180,7 +182,12 @@ class BackwardTeam {
       const Vec<T> f = LoadFirst(gates + U + u, lanes);
       const Vec<T> g = LoadFirst(gates + 2 * U + u, lanes);
       const Vec<T> o = LoadFirst(gates + 3 * U + u, lanes);
-      const Vec<T> before = c_before != nullptr ? LoadFirst(c_before + u, lanes) : Vec<T>{};
+      Vec<T> before = {};  // c_{t-1}
+      if (step > 0) {
+        before = LoadFirst(c_row - U + u, lanes);
+      } else if (c0 != nullptr) {
+        before = LoadFirst(c0 + u, lanes);
+      }
       const Vec<T> tanh_c = Tanh<T>(LoadFirst(c_row + u, lanes));
       const Vec<T> dh = LoadFirst(dh_row + u, lanes);
       Vec<T> dc = LoadFirst(dc_row + u, lanes);
@@ -210,12 +217,8 @@ class BackwardTeam {
 
   void FinishStates(int s, int64_t row) {
     const int64_t U = p_.units;
-    if (call_.dh0 != nullptr) {
-      std::memcpy(static_cast<T*>(call_.dh0) + row * U, slots_.dh[s], U * sizeof(T));
-    }
-    if (call_.dc0 != nullptr) {
-      std::memcpy(static_cast<T*>(call_.dc0) + row * U, slots_.dc[s], U * sizeof(T));
-    }
+    if (call_.dh0 != nullptr) Convert(static_cast<Stored*>(call_.dh0) + row * U, slots_.dh[s], U);
+    if (call_.dc0 != nullptr) Convert(static_cast<Stored*>(call_.dc0) + row * U, slots_.dc[s], U);
     job_.rows.Finish(1);
   }
 
@@ -243,19 +246,20 @@ class BackwardTeam {
   T* saved_tiles_;           // this worker's own
 };
 
-template <typename T>
+template <typename Stored>
 static void RunBackward(BackwardJob* job, int worker) {
+  using T = Compute<Stored>;
   const LstmProblem& p = job->call->problem;
   const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
-  job->pack.RunAll([&](int64_t panel) { PackBackwardPanel<T>(*job, layout, panel); });
+  job->pack.RunAll([&](int64_t panel) { PackBackwardPanel<Stored>(*job, layout, panel); });
 
   ForEachTeam(job->teams, worker,
-              [&](int team, int member) { BackwardTeam<T>(job, team, worker).Run(member); });
+              [&](int team, int member) { BackwardTeam<Stored>(job, team, worker).Run(member); });
   job->rows.WaitAll();
 
   T* memory = reinterpret_cast<T*>(job->teams.worker_memory + worker * job->teams.worker_bytes);
-  InputGradients<T>(job, layout, memory).Run();
-  WeightGradients<T>(job, layout, memory).Run();
+  InputGradients<Stored>(job, layout, memory).Run();
+  WeightGradients<Stored>(job, layout, memory).Run();
 }
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE

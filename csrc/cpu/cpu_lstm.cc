@@ -26,10 +26,8 @@ class Arena {
   uintptr_t at_ = 0, begin_ = 0;
 };
 
-int64_t ItemBytes(const LstmProblem& p) { return p.dtype == DType::kFloat64 ? 8 : 4; }
-
 CpuLayout LayoutOf(const LstmProblem& p, const CpuKernels& kernels) {
-  const int64_t width = kernels.vector_bytes / ItemBytes(p);
+  const int64_t width = kernels.vector_bytes / ComputeBytes(p.dtype);
   return {width, 4 * width, p.input_dim, p.units};
 }
 
@@ -128,7 +126,7 @@ constexpr int64_t kUnpackedPasses = 3;
 size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int workers, void* workspace,
                      ForwardJob* job) {
   const CpuLayout layout = LayoutOf(p, kernels);
-  const int64_t bytes = ItemBytes(p), panels = layout.forward_panels();
+  const int64_t bytes = ComputeBytes(p.dtype), panels = layout.forward_panels();
   const int64_t weights = layout.forward_packed() * bytes;
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
@@ -138,13 +136,15 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   const bool thin =
       p.timesteps > 1 && (p.batch + job->teams.count - 1) / job->teams.count < kernels.tile_rows;
   job->projected = thin ? kProjectedSteps : 0;
+  const bool widened = StoredBytes(p.dtype) != bytes;
+  job->widened = !widened ? 0 : thin ? kProjectedSteps : 1;
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
-  job->first_packed = passes <= kUnpackedPasses ? p.units / layout.width : 0;
+  job->first_packed = passes <= kUnpackedPasses && !widened ? p.units / layout.width : 0;
   job->packed = arena.Take<void>(layout.forward_packed() * bytes);
   job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));
   if (workspace != nullptr) std::fill_n(job->finished, p.batch, -1);
-  LayOutTeams<ForwardSlots<float>>(
-      &arena, workers, layout.forward_team(job->teams.slots, job->projected),
+  LayOutTeams<ForwardSlots<float, float>>(
+      &arena, workers, layout.forward_team(job->teams.slots, job->projected, job->widened),
       layout.saved_tiles(job->teams.slots), bytes, panels, workspace != nullptr, &job->teams);
   job->pack.size = panels - job->first_packed;
   job->rows.size = p.batch;
@@ -155,10 +155,14 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   return arena.Bytes();
 }
 
+// Rows of a piece of half-precision weight gradients, whose x and sums are to stay in the second
+// level of the cache.
+constexpr int64_t kWidenedWeightRows = 512;
+
 size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const CpuKernels& kernels,
                       int workers, void* workspace, BackwardJob* job) {
   const CpuLayout layout = LayoutOf(p, kernels);
-  const int64_t bytes = ItemBytes(p), recurrent_panels = layout.recurrent_panels();
+  const int64_t bytes = ComputeBytes(p.dtype), recurrent_panels = layout.recurrent_panels();
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
   job->teams =
@@ -166,20 +170,26 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
                   recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
   job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
-  LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
-                                    layout.backward_worker(), bytes, recurrent_panels,
-                                    workspace != nullptr, &job->teams);
-  job->x_rows = arena.Take<int64_t>(steps * 8);
-  job->rows.size = p.batch;
-  job->zeros.size = steps < p.batch * p.timesteps ? p.batch : 0;
-  job->inputs.size = CpuLayout::Panels(steps, kMaxSlots);
+  const bool widened = StoredBytes(p.dtype) != bytes;
   // Pieces small enough that workers finish together, large enough that packing dG stays cheap.
   const int64_t panels = CpuLayout::Panels(4 * p.units, layout.panel_columns);
   const int64_t pieces = CpuLayout::Panels(4 * workers, panels);
   job->weight_rows = std::max<int64_t>(
       48, CpuLayout::RoundUp((p.input_dim + p.units) / pieces + 1, kernels.tile_rows));
+  if (widened) {
+    const int64_t most = std::max(p.input_dim, p.units);
+    const int64_t even = CpuLayout::Panels(most, CpuLayout::Panels(most, kWidenedWeightRows));
+    job->weight_rows = std::min(job->weight_rows, CpuLayout::RoundUp(even, kernels.tile_rows));
+  }
   job->weights.size = panels * (CpuLayout::Panels(p.input_dim, job->weight_rows) +
                                 CpuLayout::Panels(p.units, job->weight_rows));
+  LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
+                                    layout.backward_worker(widened, job->weight_rows), bytes,
+                                    recurrent_panels, workspace != nullptr, &job->teams);
+  job->x_rows = arena.Take<int64_t>(steps * 8);
+  job->rows.size = p.batch;
+  job->zeros.size = steps < p.batch * p.timesteps ? p.batch : 0;
+  job->inputs.size = CpuLayout::Panels(steps, kMaxSlots);
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
     UseFewerSlots(job->schedule, kernels, &job->teams);

@@ -3,18 +3,21 @@
 // full whatever the lengths are.
 #pragma once
 
-#include "copy.h"
 #include "forward_tile.h"
 #include "job.h"
 #include "pack.h"
 #include "slots.h"
+#include "stored.h"
 
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
 // One team's slots, as one of its members sees them: what TeamQueue::Run asks for.
-template <typename T>
+template <typename Stored>
 class ForwardTeam {
+  using T = Compute<Stored>;
+  using Slots = ForwardSlots<T, Stored>;
+
  public:
   ForwardTeam(ForwardJob* job, int team, int worker)
       : job_(*job),
@@ -22,7 +25,7 @@ class ForwardTeam {
         p_(job->call->problem),
         layout_{kWidth<T>, kPanelColumns<T>, p_.input_dim, p_.units},
         queue_(reinterpret_cast<TeamQueue*>(job->teams.memory + team * job->teams.bytes)),
-        slots_(*reinterpret_cast<ForwardSlots<T>*>(queue_ + 1)),
+        slots_(*reinterpret_cast<Slots*>(queue_ + 1)),
         memory_(reinterpret_cast<T*>(&slots_ + 1)),
         saved_tiles_(
             reinterpret_cast<T*>(job->teams.worker_memory + worker * job->teams.worker_bytes)) {}
@@ -30,14 +33,16 @@ class ForwardTeam {
   void Run(int member) { queue_->Run(member, this); }
 
   bool Start() {
-    const int64_t stride = layout_.slot_stride();
-    for (int s = 0; s < job_.teams.slots; ++s) {
+    const int64_t stride = layout_.slot_stride(), n = job_.teams.slots;
+    T* projections = memory_ + 3 * n * stride;
+    T* inputs = projections + n * job_.projected * layout_.projection();
+    for (int s = 0; s < n; ++s) {
       slots_.h[s] = memory_ + 3 * s * stride;
       slots_.h_next[s] = slots_.h[s] + stride;
       slots_.c[s] = slots_.h_next[s] + stride;
-      slots_.projections[s] =
-          memory_ + 3 * job_.teams.slots * stride + s * job_.projected * layout_.projection();
+      slots_.projections[s] = projections + s * job_.projected * layout_.projection();
       slots_.projection[s] = nullptr;
+      slots_.inputs[s] = inputs + s * job_.widened * layout_.widened_input();
     }
     slots_.active = 0;
     slots_.more = true;
@@ -116,8 +121,9 @@ class ForwardTeam {
         const bool packed = panel.row_stride == layout_.panel_columns;
         const Ahead ahead =
             packed ? ShareOfPanel<T>(after, rows, tile, tiles) : NothingAhead(panel.kernel);
-        ForwardTile<T, decltype(tag)::value>(slots_, static_cast<int>(first), U, unit, panel, part,
-                                             saved_tiles_ + first * layout_.panel_columns, ahead);
+        ForwardTile<Stored, decltype(tag)::value>(
+            slots_, static_cast<int>(first), U, unit, panel, part,
+            saved_tiles_ + first * layout_.panel_columns, ahead);
       });
     }
   }
@@ -153,14 +159,23 @@ class ForwardTeam {
     const int64_t n = slots_.left[s] < job_.projected ? slots_.left[s] : job_.projected;
     int64_t position = slots_.position[s];
     for (int64_t k = 0; k < n; ++k) {
-      slots_.ahead_x[s][k] = InputAt(slots_.row[s], position);
+      slots_.ahead_x[s][k] = InputAt(s, k, position);
       position = steps.Next(position, direction());
     }
     slots_.to_project[s] = n;
   }
 
-  const T* InputAt(int64_t row, int64_t position) const {
-    return static_cast<const T*>(p_.x) + (row * p_.timesteps + position) * p_.input_dim;
+  // x of slot s at `position`; widened, if it must be, into the slot's row k of `inputs`.
+  const T* InputAt(int s, int64_t k, int64_t position) const {
+    const Stored* x =
+        static_cast<const Stored*>(p_.x) + (slots_.row[s] * p_.timesteps + position) * p_.input_dim;
+    if constexpr (kWidened<Stored>) {
+      T* input = slots_.inputs[s] + k * layout_.widened_input();
+      Convert(input, x, p_.input_dim);
+      return input;
+    } else {
+      return x;
+    }
   }
 
   // Takes the next row into slot s. Rows without steps are finished on the way. False: no rows
@@ -170,15 +185,15 @@ class ForwardTeam {
     if (item < 0) return false;
     const int64_t row = job_.schedule.order[item], U = p_.units;
     const int64_t count = job_.schedule.counts[row];
-    CopyOrZero(slots_.h[s], p_.h0, row * U, U);
-    CopyOrZero(slots_.c[s], p_.c0, row * U, U);
+    ConvertOrZero<Stored>(slots_.h[s], p_.h0, row * U, U);
+    ConvertOrZero<Stored>(slots_.c[s], p_.c0, row * U, U);
     // Lanes past the last unit are computed on, never stored.
     std::memset(slots_.c[s] + U, 0, (layout_.slot_stride() - U) * sizeof(T));
     const RowSteps steps = StepsOfRow(p_, row);
     const int64_t position = steps.Next(p_.go_backwards ? p_.timesteps : -1, direction());
     if (count == 0) {
       if (call_.outputs != nullptr && !p_.return_sequences) {
-        std::memset(static_cast<T*>(call_.outputs) + row * U, 0, U * sizeof(T));
+        std::memset(static_cast<Stored*>(call_.outputs) + row * U, 0, U * sizeof(Stored));
       }
       FinishStates(s, row, slots_.h[s]);
       return true;
@@ -201,14 +216,14 @@ class ForwardTeam {
   void SetPosition(int s, int64_t position) {
     const int64_t row = slots_.row[s];
     slots_.position[s] = position;
-    slots_.x[s] = InputAt(row, position);
+    if (job_.projected == 0) slots_.x[s] = InputAt(s, 0, position);
     slots_.output[s] = nullptr;
     if (call_.outputs == nullptr) return;
     if (p_.return_sequences) {
-      slots_.output[s] = static_cast<T*>(call_.outputs) +
+      slots_.output[s] = static_cast<Stored*>(call_.outputs) +
                          (row * p_.timesteps + OutputPosition(p_, position)) * p_.units;
     } else if (slots_.left[s] == 1) {
-      slots_.output[s] = static_cast<T*>(call_.outputs) + row * p_.units;
+      slots_.output[s] = static_cast<Stored*>(call_.outputs) + row * p_.units;
     }
   }
 
@@ -236,10 +251,8 @@ class ForwardTeam {
 
   void FinishStates(int s, int64_t row, const T* h) {
     const int64_t U = p_.units;
-    if (call_.h != nullptr) std::memcpy(static_cast<T*>(call_.h) + row * U, h, U * sizeof(T));
-    if (call_.c != nullptr) {
-      std::memcpy(static_cast<T*>(call_.c) + row * U, slots_.c[s], U * sizeof(T));
-    }
+    if (call_.h != nullptr) Convert(static_cast<Stored*>(call_.h) + row * U, h, U);
+    if (call_.c != nullptr) Convert(static_cast<Stored*>(call_.c) + row * U, slots_.c[s], U);
     const int64_t done = __atomic_fetch_add(&job_.rows.done, 1, __ATOMIC_RELAXED);
     __atomic_store_n(&job_.finished[done], static_cast<int32_t>(row), __ATOMIC_RELEASE);
   }
@@ -249,6 +262,7 @@ class ForwardTeam {
     Swap(slots_.h_next[from], slots_.h_next[to]);
     Swap(slots_.c[from], slots_.c[to]);
     Swap(slots_.projections[from], slots_.projections[to]);
+    Swap(slots_.inputs[from], slots_.inputs[to]);
     slots_.projection[to] = slots_.projection[from];
     slots_.ahead[to] = slots_.ahead[from];
     slots_.x[to] = slots_.x[from];
@@ -265,17 +279,17 @@ class ForwardTeam {
   const LstmProblem& p_;
   const CpuLayout layout_;
   TeamQueue* queue_;
-  ForwardSlots<T>& slots_;  // shared
-  T* memory_;               // shared
-  T* saved_tiles_;          // this worker's own
+  Slots& slots_;    // shared
+  T* memory_;       // shared
+  T* saved_tiles_;  // this worker's own
 };
 
 // Outputs at the masked steps of rows that are done: the output before them, or zeros. Only worker
 // 0 stays until all rows are.
-template <typename T>
+template <typename Stored>
 static void FillMaskedOutputs(ForwardJob* job, bool stay) {
   const LstmProblem& p = job->call->problem;
-  const int64_t T_ = p.timesteps, bytes = p.units * sizeof(T);
+  const int64_t T_ = p.timesteps, bytes = p.units * sizeof(Stored);
   const auto ready = [&](int64_t item) {
     const auto done = [&] { return __atomic_load_n(&job->finished[item], __ATOMIC_ACQUIRE) >= 0; };
     for (int spins = 0; stay && !done();) SpinWait(&spins);
@@ -303,16 +317,17 @@ static void FillMaskedOutputs(ForwardJob* job, bool stay) {
   }
 }
 
-template <typename T>
+template <typename Stored>
 static void RunForward(ForwardJob* job, int worker) {
+  using T = Compute<Stored>;
   const LstmProblem& p = job->call->problem;
   const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
   job->pack.RunAll(
-      [&](int64_t item) { PackForwardPanel<T>(*job, layout, job->first_packed + item); });
+      [&](int64_t item) { PackForwardPanel<Stored>(*job, layout, job->first_packed + item); });
 
   ForEachTeam(job->teams, worker,
-              [&](int team, int member) { ForwardTeam<T>(job, team, worker).Run(member); });
-  FillMaskedOutputs<T>(job, worker == 0);
+              [&](int team, int member) { ForwardTeam<Stored>(job, team, worker).Run(member); });
+  FillMaskedOutputs<Stored>(job, worker == 0);
 }
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE

@@ -7,6 +7,7 @@
 #include "activations.h"
 #include "job.h"
 #include "slots.h"
+#include "stored.h"
 #include "tile.h"
 
 namespace masked_lstm {
@@ -39,9 +40,9 @@ MASKED_LSTM_INLINE void AddProjection(Tile<T, S>* tile, const T* const* x,
 
 // Slots [first, first + S) of one part; sums go through `memory` from part to part. The last part
 // finishes the cell in registers: no buffer of gates.
-template <typename T, int S>
-static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int first, int64_t units,
-                                             int64_t unit, const PanelView<T>& panel,
+template <typename Stored, int S, typename T = Compute<Stored>>
+static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slots, int first,
+                                             int64_t units, int64_t unit, const PanelView<T>& panel,
                                              const PanelPart& part, T* memory, Ahead ahead) {
   Tile<T, S> tile;
   const bool first_part = part.x_begin == 0 && part.h_begin == 0;
@@ -86,7 +87,7 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T>& slots, int f
     const Vec<T> h = o * Tanh<T>(c);
     Store(c_row, c);
     Store(slots.h_next[first + s] + unit, h);
-    if (T* output = slots.output[first + s]) StoreFirst(output + unit, h, n);
+    if (Stored* output = slots.output[first + s]) StoreFirst(output + unit, h, n);
     if (T* gates = slots.saved_gates[first + s]) {
       StoreFirst(gates + unit, i, n);
       StoreFirst(gates + units + unit, f, n);

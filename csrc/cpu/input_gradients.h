@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "job.h"
+#include "stored.h"
 #include "tile.h"
 
 namespace masked_lstm {
@@ -12,10 +13,10 @@ namespace MASKED_LSTM_ISA_NAMESPACE {
 
 // Rows [begin, end) of the panel (`depth` in all) for S rows of dG and V of the panel's 4 vectors.
 // The last part writes the first `columns` columns to to[s] + offset.
-template <typename T, int S, int V>
+template <typename T, int S, int V, typename Stored>
 static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int64_t end,
                                               int64_t depth, const T* const* d_gates,
-                                              int64_t offset, int64_t columns, T* const* to,
+                                              int64_t offset, int64_t columns, Stored* const* to,
                                               T* memory, Ahead ahead) {
   Tile<T, S, V> tile;
   tile.Clear();
@@ -40,34 +41,36 @@ static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int
 
 // to[r][offset ...] = d_gates[r] . panel for all `rows` rows. The sum of a row is the sum of block
 // sums of kDepthBlock, in order. `next`: the panel that will be wanted after this one.
-template <typename T, int V>
+template <typename T, int V, typename Stored>
 static void MultiplyPanelOf(const T* panel, const T* next, int64_t depth, const T* const* d_gates,
-                            int64_t rows, int64_t offset, int64_t columns, T* const* to,
+                            int64_t rows, int64_t offset, int64_t columns, Stored* const* to,
                             T* memory) {
   for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
     const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
     const T* after = end < depth ? panel + end * kPanelColumns<T> : next;
     ForEachTile(rows, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
-      MultiplyTile<T, decltype(tag)::value, V>(
+      MultiplyTile<T, decltype(tag)::value, V, Stored>(
           panel, begin, end, depth, d_gates + first, offset, columns, to + first,
           memory + first * kPanelColumns<T>, ShareOfPanel<T>(after, end - begin, tile, tiles));
     });
   }
 }
 
-template <typename T>
+template <typename T, typename Stored>
 MASKED_LSTM_INLINE void MultiplyPanel(const T* panel, const T* next, int64_t depth,
                                       const T* const* d_gates, int64_t rows, int64_t offset,
-                                      int64_t columns, T* const* to, T* memory) {
-  const auto multiply = columns > 3 * kWidth<T>   ? MultiplyPanelOf<T, 4>
-                        : columns > 2 * kWidth<T> ? MultiplyPanelOf<T, 3>
-                        : columns > kWidth<T>     ? MultiplyPanelOf<T, 2>
-                                                  : MultiplyPanelOf<T, 1>;
+                                      int64_t columns, Stored* const* to, T* memory) {
+  const auto multiply = columns > 3 * kWidth<T>   ? MultiplyPanelOf<T, 4, Stored>
+                        : columns > 2 * kWidth<T> ? MultiplyPanelOf<T, 3, Stored>
+                        : columns > kWidth<T>     ? MultiplyPanelOf<T, 2, Stored>
+                                                  : MultiplyPanelOf<T, 1, Stored>;
   multiply(panel, next, depth, d_gates, rows, offset, columns, to, memory);
 }
 
-template <typename T>
+template <typename Stored>
 class InputGradients {
+  using T = Compute<Stored>;
+
  public:
   InputGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
       : job_(*job), p_(job->call->problem), layout_(layout), saved_tiles_(memory) {}
@@ -84,17 +87,17 @@ class InputGradients {
       const int64_t left = job_.schedule.total - begin;
       const int64_t rows = left < kMaxSlots ? left : kMaxSlots;
       const T* from[kMaxSlots];
-      T* to[kMaxSlots];
+      Stored* to[kMaxSlots];
       for (int64_t r = 0; r < rows; ++r) {
         from[r] = d_gates + (begin + r) * 4 * p_.units;
-        to[r] = static_cast<T*>(job_.call->dx) + job_.x_rows[begin + r] * p_.input_dim;
+        to[r] = static_cast<Stored*>(job_.call->dx) + job_.x_rows[begin + r] * p_.input_dim;
       }
       for (int64_t panel = 0; panel < layout_.input_panels(); ++panel) {
         const int64_t column = panel * layout_.panel_columns;
         const int64_t next = panel + 1 < layout_.input_panels() ? panel + 1 : 0;
-        MultiplyPanel<T>(packed + panel * layout_.backward_panel_size(),
-                         packed + next * layout_.backward_panel_size(), 4 * p_.units, from, rows,
-                         column, p_.input_dim - column, to, saved_tiles_);
+        MultiplyPanel(packed + panel * layout_.backward_panel_size(),
+                      packed + next * layout_.backward_panel_size(), 4 * p_.units, from, rows,
+                      column, p_.input_dim - column, to, saved_tiles_);
       }
     }
   }
@@ -102,12 +105,12 @@ class InputGradients {
  private:
   void ZeroMaskedSteps(int64_t row) {
     const int64_t D = p_.input_dim;
-    T* dx = static_cast<T*>(job_.call->dx) + row * p_.timesteps * D;
+    Stored* dx = static_cast<Stored*>(job_.call->dx) + row * p_.timesteps * D;
     const RowSteps steps = StepsOfRow(p_, row);
     for (int64_t begin = 0; begin < p_.timesteps;) {
       int64_t end = steps.Next(begin - 1, 1);  // the next valid step
       if (end >= steps.limit) end = p_.timesteps;
-      if (begin < end) std::memset(dx + begin * D, 0, (end - begin) * D * sizeof(T));
+      if (begin < end) std::memset(dx + begin * D, 0, (end - begin) * D * sizeof(Stored));
       begin = end + 1;
     }
   }

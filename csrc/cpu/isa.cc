@@ -2,6 +2,9 @@
 
 #include <cstring>
 #include <initializer_list>
+#if defined(MASKED_LSTM_X86)
+#include <cpuid.h>
+#endif
 
 namespace masked_lstm {
 
@@ -17,6 +20,14 @@ extern const CpuKernels kKernels;
 }
 #endif
 
+#if defined(MASKED_LSTM_X86)
+// Not every compiler's __builtin_cpu_supports knows this name.
+static bool HasF16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool IsaSupported(Isa isa) noexcept {
   switch (isa) {
     case Isa::kAuto:
@@ -25,7 +36,7 @@ bool IsaSupported(Isa isa) noexcept {
 #if defined(MASKED_LSTM_X86)
     // The compiler's run-time check covers the operating system's part (saved registers) too.
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

@@ -85,6 +85,7 @@ struct ForwardJob {
   int64_t first_packed;  // panels before it are read where the weights are
   void* packed;          // panels, then packed bias
   int64_t projected;     // steps of a slot whose x.W is computed ahead at once; 0: none
+  int64_t widened;       // inputs of a slot that stand widened at once; 0: they are read in place
   Teams teams;
 };
 
@@ -108,12 +109,12 @@ struct CpuKernels {
   const char* name;
   int vector_bytes;
   int tile_rows;
-  void (*forward[2])(ForwardJob* job, int worker);
-  void (*backward[2])(BackwardJob* job, int worker);
+  void (*forward[kDTypes])(ForwardJob* job, int worker);
+  void (*backward[kDTypes])(BackwardJob* job, int worker);
   // For tests and benchmarks: y[n] = f(x[n]); multiply-adds in registers, returns the flops done.
-  void (*sigmoid[2])(const void* x, void* y, int64_t n);
-  void (*tanh[2])(const void* x, void* y, int64_t n);
-  double (*multiply_add_loop[2])(int64_t iterations);
+  void (*sigmoid[kDTypes])(const void* x, void* y, int64_t n);
+  void (*tanh[kDTypes])(const void* x, void* y, int64_t n);
+  double (*multiply_add_loop[kDTypes])(int64_t iterations);
 };
 
 // Layout of the packed weights and of a worker's memory; shared by who allocates and who uses.
@@ -146,14 +147,18 @@ struct CpuLayout {
   MASKED_LSTM_INLINE int64_t slot_stride() const { return RoundUp(units, panel_columns) + 64 / 4; }
   // x.W of one step of one slot.
   MASKED_LSTM_INLINE int64_t projection() const { return forward_panels() * panel_columns; }
-  MASKED_LSTM_INLINE int64_t forward_team(int slots, int64_t projected) const {
-    return 3 * slots * slot_stride() + slots * projected * projection();
+  MASKED_LSTM_INLINE int64_t widened_input() const { return RoundUp(input_dim, panel_columns); }
+  MASKED_LSTM_INLINE int64_t forward_team(int slots, int64_t projected, int64_t widened) const {
+    return slots * (3 * slot_stride() + projected * projection() + widened * widened_input());
   }
   MASKED_LSTM_INLINE int64_t backward_team(int slots) const { return 2 * slots * slot_stride(); }
-  // One worker's: tiles between two parts of a panel, and a block of dG.
+  // One worker's: tiles between two parts of a panel, a block of dG and, where x and the weight
+  // gradients are half precision, a block of x and the sums of a piece of `weight_rows`.
   MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
-  MASKED_LSTM_INLINE int64_t backward_worker() const {
-    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns;
+  MASKED_LSTM_INLINE int64_t backward_worker(bool widened, int64_t weight_rows) const {
+    const int64_t halves =
+        widened ? kWeightBlock * weight_rows + (weight_rows + 1) * panel_columns : 0;
+    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns + halves;
   }
 
   // Valid steps summed in registers before a weight gradient is added to; part of the result's

@@ -10,22 +10,24 @@ namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 namespace {
 
-template <typename T, typename F>
+template <typename Stored, typename F>
 void Apply(const void* x, void* y, int64_t n, F f) {
-  for (int64_t at = 0; at < n; at += kWidth<T>) {
-    StoreFirst(static_cast<T*>(y) + at, f(LoadFirst(static_cast<const T*>(x) + at, n - at)),
-               n - at);
+  const Stored* from = static_cast<const Stored*>(x);
+  for (int64_t at = 0; at < n; at += kWidth<Compute<Stored>>) {
+    StoreFirst(static_cast<Stored*>(y) + at, f(LoadFirst(from + at, n - at)), n - at);
   }
 }
 
-template <typename T>
+template <typename Stored>
 void ApplySigmoid(const void* x, void* y, int64_t n) {
-  Apply<T>(x, y, n, [](Vec<T> v) { return Sigmoid<T>(v); });
+  using T = Compute<Stored>;
+  Apply<Stored>(x, y, n, [](Vec<T> v) { return Sigmoid<T>(v); });
 }
 
-template <typename T>
+template <typename Stored>
 void ApplyTanh(const void* x, void* y, int64_t n) {
-  Apply<T>(x, y, n, [](Vec<T> v) { return Tanh<T>(v); });
+  using T = Compute<Stored>;
+  Apply<Stored>(x, y, n, [](Vec<T> v) { return Tanh<T>(v); });
 }
 
 // Independent multiply-adds that never leave the registers: the rate everything is measured
@@ -51,15 +53,19 @@ double MultiplyAddLoop(int64_t iterations) {
 
 }  // namespace
 
+// In the order of DType.
+#define FOR_ALL_DTYPES(f) {f<float>, f<double>, f<Float16>, f<BFloat16>}
+
 extern const CpuKernels kKernels;
 const CpuKernels kKernels = {MASKED_LSTM_NAME(MASKED_LSTM_ISA_NAMESPACE),
                              MASKED_LSTM_VECTOR_BYTES,
                              kTileRows,
-                             {RunForward<float>, RunForward<double>},
-                             {RunBackward<float>, RunBackward<double>},
-                             {ApplySigmoid<float>, ApplySigmoid<double>},
-                             {ApplyTanh<float>, ApplyTanh<double>},
-                             {MultiplyAddLoop<float>, MultiplyAddLoop<double>}};
+                             FOR_ALL_DTYPES(RunForward),
+                             FOR_ALL_DTYPES(RunBackward),
+                             FOR_ALL_DTYPES(ApplySigmoid),
+                             FOR_ALL_DTYPES(ApplyTanh),
+                             {MultiplyAddLoop<float>, MultiplyAddLoop<double>,
+                              MultiplyAddLoop<float>, MultiplyAddLoop<float>}};
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE
 }  // namespace masked_lstm

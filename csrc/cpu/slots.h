@@ -1,7 +1,10 @@
-// What the members of a team share of its slots. Plain data, its size the same for both dtypes.
+// What the members of a team share of its slots. Plain data, its size the same for all dtypes.
+// T: what is computed in; Stored: what the caller's buffers hold.
 #pragma once
 
 #include <cstdint>
+
+#include "force_inline.h"
 
 namespace masked_lstm {
 
@@ -9,16 +12,24 @@ constexpr int kMaxSlots = 24;  // of a team
 // Steps of a slot whose x.W is computed at once, where it is computed ahead.
 constexpr int kProjectedSteps = 12;
 
-template <typename T>
+template <typename P>
+MASKED_LSTM_INLINE void Swap(P& a, P& b) {
+  P t = a;
+  a = b;
+  b = t;
+}
+
+template <typename T, typename Stored>
 struct alignas(64) ForwardSlots {
   const T* x[kMaxSlots];           // (D) this step's input
   const T* projection[kMaxSlots];  // x.W + bias of this step, panel by panel, or null
   T* h[kMaxSlots];                 // (U) h_{t-1}
   T* h_next[kMaxSlots];            // (U) h_t
   T* c[kMaxSlots];                 // (U)
-  T* output[kMaxSlots];            // (U) where h_t is wanted, or null
+  Stored* output[kMaxSlots];       // (U) where h_t is wanted, or null
   T* saved_gates[kMaxSlots];       // (4U) of the reserve, or null
   T* saved_c[kMaxSlots];           // (U) of the reserve, or null
+  T* inputs[kMaxSlots];            // rows of D values: inputs that had to be widened
   int64_t row[kMaxSlots];
   int64_t position[kMaxSlots];
   int64_t left[kMaxSlots];  // steps to go, this one included
@@ -46,7 +57,7 @@ struct alignas(64) BackwardSlots {
   bool more;  // rows of the batch may be left
 };
 
-static_assert(sizeof(ForwardSlots<float>) == sizeof(ForwardSlots<double>), "see above");
-static_assert(sizeof(BackwardSlots<float>) == sizeof(BackwardSlots<double>), "see above");
+static_assert(sizeof(ForwardSlots<float, float>) == sizeof(ForwardSlots<double, double>), "");
+static_assert(sizeof(BackwardSlots<float>) == sizeof(BackwardSlots<double>), "");
 
 }  // namespace masked_lstm

@@ -4,13 +4,16 @@
 #pragma once
 
 #include "job.h"
+#include "stored.h"
 #include "tile.h"
 
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
-template <typename T>
+template <typename Stored>
 class WeightGradients {
+  using T = Compute<Stored>;
+
  public:
   WeightGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
       : job_(*job),
@@ -19,7 +22,9 @@ class WeightGradients {
         layout_(layout),
         d_gates_(static_cast<const T*>(job->call->scratch)),
         h_before_(d_gates_ + job->schedule.total * 4 * p_.units),
-        panel_(memory + layout.saved_tiles(kMaxSlots)) {}
+        panel_(memory + layout.saved_tiles(kMaxSlots)),
+        x_block_(panel_ + CpuLayout::kWeightBlock * layout.panel_columns),
+        sums_(x_block_ + CpuLayout::kWeightBlock * job->weight_rows) {}
 
   // Pieces of a call: per panel, those of kernel, then those of recurrent_kernel.
   void Run() {
@@ -30,20 +35,35 @@ class WeightGradients {
       const int64_t piece = item % per_panel;
       const bool with_bias = piece == 0 && call_.d_bias != nullptr;
       if (piece < of_kernel) {
-        Piece(static_cast<T*>(call_.d_kernel), p_.input_dim, piece * job_.weight_rows, column,
-              static_cast<const T*>(p_.x), true, with_bias);
+        Piece(static_cast<Stored*>(call_.d_kernel), p_.input_dim, piece * job_.weight_rows, column,
+              true, with_bias);
       } else {
-        Piece(static_cast<T*>(call_.d_recurrent_kernel), p_.units,
-              (piece - of_kernel) * job_.weight_rows, column, h_before_, false, with_bias);
+        Piece(static_cast<Stored*>(call_.d_recurrent_kernel), p_.units,
+              (piece - of_kernel) * job_.weight_rows, column, false, with_bias);
       }
     }
   }
 
  private:
-  void Piece(T* result, int64_t height, int64_t row, int64_t column, const T* left, bool left_is_x,
+  // Where a piece's sums stand.
+  struct Sums {
+    T* rows;
+    T* bias;
+    int64_t stride;  // between rows
+  };
+
+  // Rows [row, row + weight_rows) of `result`, columns [column, column + 4*width).
+  void Piece(Stored* result, int64_t height, int64_t row, int64_t column, bool left_is_x,
              bool with_bias) {
     if (result == nullptr && !with_bias) return;
-    const int64_t stop = row + job_.weight_rows < height ? row + job_.weight_rows : height;
+    const int64_t count = row + job_.weight_rows < height ? job_.weight_rows : height - row;
+    const int64_t lanes = 4 * p_.units - column;
+    // Sums of a half-precision result stand in memory of the worker's own until they are complete.
+    Sums sums = {sums_, sums_ + count * layout_.panel_columns, layout_.panel_columns};
+    if constexpr (!kWidened<Stored>) {
+      sums = {result + row * 4 * p_.units + column, static_cast<T*>(call_.d_bias) + column,
+              4 * p_.units};
+    }
     const int64_t total = job_.schedule.total;
     // The first block stores, the others add; without any valid step the sums are zeros.
     for (int64_t begin = 0; begin == 0 || begin < total; begin += CpuLayout::kWeightBlock) {
@@ -53,14 +73,34 @@ class WeightGradients {
       for (int64_t k = 0; k < length; ++k) {
         const int64_t n = begin + k;
         PackRow(d_gates_ + n * 4 * p_.units, column, panel_ + k * layout_.panel_columns);
-        rows[k] = left_is_x ? left + job_.x_rows[n] * p_.input_dim : left + n * p_.units;
+        rows[k] = left_is_x ? InputAt(n, k, row, count) : h_before_ + n * p_.units + row;
       }
-      if (with_bias) AddBias(column, length, begin == 0);
+      if (with_bias) AddBias(sums.bias, lanes, length, begin == 0);
       if (result == nullptr) continue;
-      ForEachTile(stop - row, [&](int64_t first, auto tag, int64_t tile, int64_t) {
-        AddTile<decltype(tag)::value>(result, row + first, column, rows, length, begin == 0,
+      ForEachTile(count, [&](int64_t first, auto tag, int64_t tile, int64_t) {
+        AddTile<decltype(tag)::value>(sums, first, lanes, rows, length, begin == 0,
                                       NextBlock(begin, column, tile));
       });
+    }
+    if constexpr (kWidened<Stored>) {
+      const int64_t n = lanes < layout_.panel_columns ? lanes : layout_.panel_columns;
+      for (int64_t r = 0; result != nullptr && r < count; ++r) {
+        Convert(result + (row + r) * 4 * p_.units + column, sums.rows + r * sums.stride, n);
+      }
+      if (with_bias) Convert(static_cast<Stored*>(call_.d_bias) + column, sums.bias, n);
+    }
+  }
+
+  // Values [row, row + count) of x of compact row n; widened, if they must be, into row k of
+  // x_block_.
+  const T* InputAt(int64_t n, int64_t k, int64_t row, int64_t count) const {
+    const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * p_.input_dim + row;
+    if constexpr (kWidened<Stored>) {
+      T* input = x_block_ + k * job_.weight_rows;
+      Convert(input, x, count);
+      return input;
+    } else {
+      return x;
     }
   }
 
@@ -85,31 +125,31 @@ class WeightGradients {
   }
 
   template <int S>
-  MASKED_LSTM_NOINLINE void AddTile(T* result, int64_t row, int64_t column, const T* const* rows,
-                                    int64_t length, bool store, Ahead ahead) {
+  MASKED_LSTM_NOINLINE void AddTile(const Sums& sums, int64_t first, int64_t lanes,
+                                    const T* const* rows, int64_t length, bool store, Ahead ahead) {
     Tile<T, S> tile;
     tile.Clear();
-    tile.AddColumns(panel_, rows, row, length, ahead);
+    tile.AddColumns(panel_, rows, first, length, ahead);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      const int64_t from = column + v * kWidth<T>, lanes = 4 * p_.units - from;
-      if (lanes <= 0) break;
+      const int64_t from = v * kWidth<T>;
+      if (lanes <= from) break;
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) {
-        AddTo(result + (row + s) * 4 * p_.units + from, tile.acc[v][s], lanes, store);
+        AddTo(sums.rows + (first + s) * sums.stride + from, tile.acc[v][s], lanes - from, store);
       }
     }
   }
 
-  void AddBias(int64_t column, int64_t length, bool store) {
+  void AddBias(T* bias, int64_t lanes, int64_t length, bool store) {
     for (int v = 0; v < 4; ++v) {
-      const int64_t from = column + v * kWidth<T>, lanes = 4 * p_.units - from;
-      if (lanes <= 0) break;
+      const int64_t from = v * kWidth<T>;
+      if (lanes <= from) break;
       Vec<T> sum = {};
       for (int64_t k = 0; k < length; ++k) {
         sum += Load(panel_ + k * layout_.panel_columns + v * kWidth<T>);
       }
-      AddTo(static_cast<T*>(call_.d_bias) + from, sum, lanes, store);
+      AddTo(bias + from, sum, lanes - from, store);
     }
   }
 
@@ -124,6 +164,8 @@ class WeightGradients {
   const T* d_gates_;   // (N,4U)
   const T* h_before_;  // (N,U)
   T* panel_;           // (kWeightBlock, 4*width) packed block of dG
+  T* x_block_;         // (kWeightBlock, weight_rows) widened block of x
+  T* sums_;            // (weight_rows + 1, 4*width)
 };
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE

@@ -8,7 +8,7 @@
 namespace masked_lstm {
 namespace {
 
-constexpr int kIsas = 3, kDTypes = 2, kPasses = 2;
+constexpr int kIsas = 3, kPasses = 2;
 std::atomic<int64_t> cpu_calls[kIsas * kDTypes * kPasses];
 
 }  // namespace
@@ -23,7 +23,7 @@ int64_t KernelCalls(int index, char* name, int name_bytes) noexcept {
   if (index < 0 || index >= kIsas * kDTypes * kPasses) return -1;
   std::snprintf(name, name_bytes, "cpu-%s-%s-%s",
                 IsaName(static_cast<Isa>(index / (kDTypes * kPasses))),
-                index / kPasses % kDTypes == 0 ? "float32" : "float64",
+                DTypeName(static_cast<DType>(index / kPasses % kDTypes)),
                 index % kPasses == 0 ? "forward" : "backward");
   return cpu_calls[index].load(std::memory_order_relaxed);
 }

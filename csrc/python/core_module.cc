@@ -51,6 +51,18 @@ Array NewArray(const py::dtype& dtype, std::vector<py::ssize_t> shape) {
   return Array(dtype, std::move(shape), block.release()->memory(), owner);
 }
 
+// core.py has let through the dtypes of the core only; NumPy does not know bfloat16 as a float.
+DType DTypeOf(const Array& array) {
+  if (array.itemsize() == 8) return DType::kFloat64;
+  if (array.itemsize() == 4) return DType::kFloat32;
+  return array.dtype().kind() == 'f' ? DType::kFloat16 : DType::kBFloat16;
+}
+
+// (values,) of the type computed in.
+Array NewReserve(const LstmProblem& p, int64_t values) {
+  return NewArray(py::dtype(ComputeBytes(p.dtype) == 8 ? "float64" : "float32"), {values});
+}
+
 const void* DataOf(const MaybeArray& array) { return array ? array->data() : nullptr; }
 
 struct Options {
@@ -66,7 +78,7 @@ struct Inputs {
 
   LstmProblem Problem(const Options& options) const {
     LstmProblem p;
-    p.dtype = x.itemsize() == 8 ? DType::kFloat64 : DType::kFloat32;
+    p.dtype = DTypeOf(x);
     p.go_backwards = options.go_backwards;
     p.zero_output_for_mask = options.zero_output_for_mask;
     p.return_sequences = options.return_sequences;
@@ -127,7 +139,7 @@ py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias
   Array h = NewArray(dtype, {p.batch, p.units}), c = NewArray(dtype, {p.batch, p.units});
   py::object reserve = py::none();
   if (save_reserve) {
-    Array saved = NewArray(dtype, {steps * 5 * p.units});
+    Array saved = NewReserve(p, steps * 5 * p.units);
     call.reserve = saved.mutable_data();
     reserve = saved;
   }
@@ -163,7 +175,7 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
   ThrowIfError(LstmBackwardWorkspaceBytes(p, reserve.has_value(), threads, &bytes));
   const py::dtype dtype = x.dtype();
   const bool in_place = overwrite_reserve && reserve && reserve->writeable();
-  const size_t scratch_bytes = in_place ? 0 : steps * 5 * p.units * x.itemsize();
+  const size_t scratch_bytes = in_place ? 0 : steps * 5 * p.units * ComputeBytes(p.dtype);
   Array dx = NewArray(dtype, {p.batch, p.timesteps, p.input_dim});
   Array d_kernel = NewArray(dtype, {p.input_dim, 4 * p.units});
   Array d_recurrent_kernel = NewArray(dtype, {p.units, 4 * p.units});
@@ -227,7 +239,7 @@ Array Activation(const std::string& name, Array x, const std::string& isa) {
     throw py::value_error("name: expected sigmoid or tanh, got '" + name + "'");
   }
   Array y = NewArray(x.dtype(), {x.size()});
-  const int dtype = x.itemsize() == 8;
+  const int dtype = static_cast<int>(DTypeOf(x));
   const ScopedFloatMode mode;
   (name == "tanh" ? kernels.tanh : kernels.sigmoid)[dtype](x.data(), y.mutable_data(), x.size());
   return y;

@@ -36,6 +36,19 @@ ArgumentShape ShapeOf(const Tensor& tensor) {
   return shape;
 }
 
+DType DTypeOf(const Tensor& tensor) {
+  switch (tensor.dtype()) {
+    case tensorflow::DT_DOUBLE:
+      return DType::kFloat64;
+    case tensorflow::DT_HALF:
+      return DType::kFloat16;
+    case tensorflow::DT_BFLOAT16:
+      return DType::kBFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
+
 const void* Data(const Tensor& tensor) { return tensor.data(); }
 void* MutableData(Tensor* tensor) { return tensor->data(); }
 // Of a tensor just allocated.
@@ -118,8 +131,7 @@ class LstmOpBase : public OpKernel {
     }
     TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
     TF_RETURN_IF_ERROR(ToAbsl(IsaFromEnvironment(&p->isa)));
-    p->dtype =
-        context->input(0).dtype() == tensorflow::DT_DOUBLE ? DType::kFloat64 : DType::kFloat32;
+    p->dtype = DTypeOf(context->input(0));
     p->go_backwards = go_backwards_;
     p->zero_output_for_mask = zero_output_for_mask_;
     p->return_sequences = return_sequences_;
@@ -133,7 +145,7 @@ class LstmOpBase : public OpKernel {
   }
 
   static int64_t ReserveBytes(const LstmProblem& p, int64_t steps) {
-    return steps * 5 * p.units * (p.dtype == DType::kFloat64 ? 8 : 4);
+    return steps * 5 * p.units * ComputeBytes(p.dtype);
   }
 
   static TensorShape StateShape(const LstmProblem& p) { return TensorShape({p.batch, p.units}); }
@@ -271,6 +283,8 @@ class LstmGradOp : public LstmOpBase {
       Name("MaskedLstmGrad").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), LstmGradOp)
 REGISTER_CPU(float);
 REGISTER_CPU(double);
+REGISTER_CPU(Eigen::half);
+REGISTER_CPU(Eigen::bfloat16);
 #undef REGISTER_CPU
 
 }  // namespace

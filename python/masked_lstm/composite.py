@@ -70,13 +70,17 @@ def gradient_of_gradient(inputs, mask, upstream, d_results, **options):
     Returns:
         Nine tensors: for the six inputs and for d_results.
     """
-    inputs, d_results = list(inputs), list(d_results)
+    dtype = inputs[0].dtype
+    compute = tf.float64 if dtype == tf.float64 else tf.float32
+    inputs, d_results, upstream = (
+        [tf.cast(tensor, compute) for tensor in tensors]
+        for tensors in (inputs, d_results, upstream)
+    )
     with tf.GradientTape() as outer:
         outer.watch([inputs, d_results])
         with tf.GradientTape() as inner:
             inner.watch(inputs)
             results = lstm(*inputs, mask, **options)
         first = inner.gradient(results, inputs, d_results, tf.UnconnectedGradients.ZERO)
-    return outer.gradient(
-        first, [*inputs, *d_results], list(upstream), tf.UnconnectedGradients.ZERO
-    )
+    gradients = outer.gradient(first, [*inputs, *d_results], upstream, tf.UnconnectedGradients.ZERO)
+    return [tf.cast(gradient, dtype) for gradient in gradients]

@@ -11,7 +11,15 @@ import numpy as np
 from masked_lstm import _core
 from masked_lstm.results import Forward, Gradients
 
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+# By name: bfloat16 comes from the package ml_dtypes, which may be missing. Half precision is how
+# arrays are stored; what it is computed in follows it.
+_COMPUTE = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.float32),
+}
+_FLOATS = "float32, float64, float16 or bfloat16"
 
 
 def _count(value):
@@ -20,8 +28,8 @@ def _count(value):
 
 def _float_array(name, value, dtype=None):
     array = np.asarray(value)
-    if array.dtype not in _FLOATS or (dtype is not None and array.dtype != dtype):
-        expected = "float32 or float64" if dtype is None else f"{dtype}, as inputs"
+    if array.dtype.name not in _COMPUTE or (dtype is not None and array.dtype != dtype):
+        expected = _FLOATS if dtype is None else f"{dtype}, as inputs"
         raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
     return np.ascontiguousarray(array)
 
@@ -88,7 +96,8 @@ def forward(
     """Runs the LSTM over the valid timesteps of a padded batch.
 
     Args:
-        inputs: (B,T,D) float32 or float64. Never read at a masked step.
+        inputs: (B,T,D) float32, float64, float16 or bfloat16 (of ml_dtypes). Never read at a masked
+            step. With the last two everything is computed in float32 and rounded once at the end.
         kernel: (D,4U), like inputs. Columns in four blocks of U: gates i, f, c, o.
         recurrent_kernel: (U,4U), like inputs.
         bias: (4U,), like inputs, or None.
@@ -104,7 +113,7 @@ def forward(
             widest this CPU has.
 
     Returns:
-        Forward(outputs, h, c, reserve).
+        Forward(outputs, h, c, reserve), of the inputs' dtype; the reserve's is that of computation.
 
     Raises:
         TypeError: a wrong dtype. ValueError: a wrong shape, length or option. Nothing has been
@@ -158,9 +167,15 @@ def backward(
         inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state
     )
     dtype = arguments[0].dtype
-    given = {"reserve": reserve, "d_outputs": d_outputs, "d_h": d_h, "d_c": d_c}
+    given = {
+        "reserve": (reserve, _COMPUTE[dtype.name]),
+        "d_outputs": (d_outputs, dtype),
+        "d_h": (d_h, dtype),
+        "d_c": (d_c, dtype),
+    }
     gradients = [
-        None if value is None else _float_array(name, value, dtype) for name, value in given.items()
+        None if value is None else _float_array(name, value, expected)
+        for name, (value, expected) in given.items()
     ]
     options = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
     return Gradients(
@@ -201,9 +216,9 @@ def fma_peak(seconds=0.2, num_threads=None, dtype="float32", isa=None):
     Args:
         seconds: how long to measure. num_threads, isa: as in `forward`. dtype: float32 or float64.
     """
-    if np.dtype(dtype) not in _FLOATS:
+    name = np.dtype(dtype).name
+    if name not in ("float32", "float64"):
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
-    wide = np.dtype(dtype) == np.float64
     return _core.multiply_add_rate(
-        float(seconds), _thread_count(num_threads), wide, isa or _core.isa()
+        float(seconds), _thread_count(num_threads), name == "float64", isa or _core.isa()
     )

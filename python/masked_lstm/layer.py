@@ -240,27 +240,22 @@ class LSTM(keras.layers.LSTM):
     def _call_fused(self, sequences, states, mask, training):
         from . import ops
 
-        # Half precision: operands rounded to it as in Keras, arithmetic in float32.
-        dtype = "float64" if self.compute_dtype == "float64" else "float32"
         if self.dropout:
             # Keras draws on every call, used or not; the same seed must give the same numbers.
             ones = tf.ones(tf.gather(tf.shape(sequences), [0, 2]), sequences.dtype)
             keep = keras.random.dropout(ones, self.dropout, seed=self.cell.seed_generator)
             if training and self.dropout < 1:
                 sequences = sequences * keep[:, tf.newaxis, :]
-        cell = self.cell
+        weights = (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
         outputs, h, c = ops.lstm(
-            keras.ops.cast(sequences, dtype),
-            keras.ops.cast(cell.kernel, dtype),
-            keras.ops.cast(cell.recurrent_kernel, dtype),
-            None if cell.bias is None else keras.ops.cast(cell.bias, dtype),
+            keras.ops.cast(sequences, self.compute_dtype),
+            *(None if w is None else keras.ops.cast(w, self.compute_dtype) for w in weights),
             mask=mask,
-            initial_state=None if states is None else [keras.ops.cast(s, dtype) for s in states],
+            initial_state=states,
             go_backwards=self.go_backwards,
             zero_output_for_mask=self.zero_output_for_mask,  # Bidirectional sets it late
             return_sequences=self.return_sequences,
         )
-        outputs, h, c = (keras.ops.cast(y, self.compute_dtype) for y in (outputs, h, c))
         if self.stateful:
             for variable, value in zip(self.states, (h, c), strict=True):
                 variable.assign(value)

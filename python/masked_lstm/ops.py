@@ -162,7 +162,8 @@ def lstm(
     Letters: B batch, T timesteps, D input_dim, U units. Shapes may be dynamic.
 
     Args:
-        inputs: (B,T,D) float32 or float64 tensor. Never read at a masked step.
+        inputs: (B,T,D) float32, float64, float16 or bfloat16 tensor. Never read at a masked step.
+            With the last two everything is computed in float32 and rounded once at the end.
         kernel: (D,4U), like inputs. Columns in four blocks of U: gates i, f, c, o, as Keras.
         recurrent_kernel: (U,4U), like inputs.
         bias: (4U,), like inputs, or None.
@@ -186,8 +187,9 @@ def lstm(
     ops = load()
     inputs = _tensor("inputs", inputs)
     dtype = inputs.dtype
-    if dtype not in (tf.float32, tf.float64):
-        raise TypeError(f"inputs: expected dtype float32 or float64, got {dtype.name}")
+    if dtype not in (tf.float32, tf.float64, tf.float16, tf.bfloat16):
+        expected = "float32, float64, float16 or bfloat16"
+        raise TypeError(f"inputs: expected dtype {expected}, got {dtype.name}")
     kernel = _float_tensor("kernel", kernel, dtype)
     recurrent_kernel = _float_tensor("recurrent_kernel", recurrent_kernel, dtype)
     if bias is not None:
