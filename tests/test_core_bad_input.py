@@ -15,6 +15,10 @@ BAD = {
     "inputs: expected dtype float32, float64, float16 or bfloat16, got int64": dict(
         inputs=np.ones((3, 5, 4), int)
     ),
+    "inputs: expected dtype float32, float64, float16 or bfloat16, got >f4": dict(
+        inputs=P.inputs.astype(">f4")
+    ),
+    "kernel: expected dtype float32, as inputs, got >f4": dict(kernel=P.kernel.astype(">f4")),
     "kernel: expected shape (input_dim, 4*units) = (4, 8), got (3, 8)": dict(kernel=P.kernel[1:]),
     "kernel: expected dtype float32, as inputs, got float64": dict(kernel=P.kernel.astype(float)),
     "recurrent_kernel: expected shape (units, 4*units) with units >= 1, got (2, 7)": dict(

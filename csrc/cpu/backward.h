@@ -63,7 +63,6 @@ class BackwardTeam {
     const int64_t column = panel_index * layout_.panel_columns;
     const int64_t end =
         column + layout_.panel_columns < p_.units ? column + layout_.panel_columns : p_.units;
-    for (int s = 0; s < slots_.active; ++s) PrefetchGates(s, column, end);
     const T* packed = static_cast<const T*>(job_.packed);
     MultiplyPanel(packed + panel_index * layout_.backward_panel_size(),
                   packed + queue_->LikelyNext(panel_index) * layout_.backward_panel_size(),
@@ -137,24 +136,6 @@ class BackwardTeam {
         StoreFirst(dh + i, LoadFirst(dh + i, end - i) + LoadFirst(d_output + i, end - i), end - i);
       }
     }
-  }
-
-  // What GateGradients will read after the product, once from far memory.
-  void PrefetchGates(int s, int64_t begin, int64_t end) const {
-    if (slots_.step[s] == 0) return;
-    const int64_t row = slots_.row[s], U = p_.units;
-    const int64_t n = job_.schedule.first[row] + slots_.step[s] - 1;
-    for (int gate = 0; gate < 4; ++gate) Prefetch(gates_ + (n * 4 + gate) * U, begin, end);
-    Prefetch(cells_ + (n > 0 ? n - 1 : n) * U, begin, end);
-    if (call_.d_outputs != nullptr && p_.return_sequences) {
-      Prefetch(static_cast<const Stored*>(call_.d_outputs) +
-                   (row * p_.timesteps + OutputPosition(p_, slots_.before[s])) * U,
-               begin, end);
-    }
-  }
-  template <typename P>
-  static void Prefetch(const P* row, int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; u += 64 / sizeof(P)) __builtin_prefetch(row + u, 0, 3);
   }
 
   // dG of units [begin, end) of step `step`, from what arrives at its h and c. `after` is the

@@ -4,6 +4,7 @@ Letters: B batch, T timesteps as padded, D input_dim, U units, N valid timesteps
 The arithmetic and the meaning of masks: docs/contract.md, and masked_lstm.reference in NumPy.
 """
 
+import functools
 import os
 
 import numpy as np
@@ -11,15 +12,14 @@ import numpy as np
 from masked_lstm import _core
 from masked_lstm.results import Forward, Gradients
 
-# By name: bfloat16 comes from the package ml_dtypes, which may be missing. Half precision is how
-# arrays are stored; what it is computed in follows it.
-_COMPUTE = {
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-    "float16": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.float32),
-}
-_FLOATS = "float32, float64, float16 or bfloat16"
+
+@functools.cache
+def _compute_dtype(dtype):
+    """What is computed in, None if nothing is: half precision is only how arrays are stored."""
+    # By name: bfloat16 comes from the package ml_dtypes, which may be missing.
+    if not dtype.isnative or dtype.name not in ("float32", "float64", "float16", "bfloat16"):
+        return None
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
 
 
 def _count(value):
@@ -28,10 +28,13 @@ def _count(value):
 
 def _float_array(name, value, dtype=None):
     array = np.asarray(value)
-    if array.dtype.name not in _COMPUTE or (dtype is not None and array.dtype != dtype):
-        expected = _FLOATS if dtype is None else f"{dtype}, as inputs"
-        raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
-    return np.ascontiguousarray(array)
+    if array.dtype is not dtype:  # the quick answer: a call may take microseconds
+        if dtype is None and _compute_dtype(array.dtype) is None:
+            expected = "float32, float64, float16 or bfloat16"
+            raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
+        if dtype is not None and array.dtype != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype}, as inputs, got {array.dtype}")
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state):
@@ -47,17 +50,9 @@ def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, i
         if mask.dtype != np.bool_:
             raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
         # A copy: the core reads it more than once, and another thread may write to the caller's.
-        mask = np.array(mask, order="C")
+        mask = mask.copy(order="C")
     if sequence_lengths is not None:
-        lengths = np.asarray(sequence_lengths)
-        if lengths.size == 0:  # an empty list has no dtype to speak of
-            lengths = lengths.astype(np.int32)
-        if lengths.dtype.kind not in "iu":
-            raise TypeError(f"sequence_lengths: expected an integer dtype, got {lengths.dtype}")
-        limits = np.iinfo(np.int32)
-        # Clipping keeps a length that int32 cannot hold out of range, for the core to refuse.
-        lengths = np.clip(lengths, limits.min, limits.max).astype(np.int32)
-        sequence_lengths = np.ascontiguousarray(lengths)
+        sequence_lengths = _lengths_array(sequence_lengths)
     h0 = c0 = None
     if initial_state is not None:
         if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2:
@@ -67,6 +62,20 @@ def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, i
         h0 = _float_array("initial_state[0] (h)", initial_state[0], dtype)
         c0 = _float_array("initial_state[1] (c)", initial_state[1], dtype)
     return inputs, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths
+
+
+def _lengths_array(value):
+    """A copy in int32, for the reason the mask is copied."""
+    lengths = np.asarray(value)
+    if lengths.dtype == np.int32:
+        return lengths.copy(order="C")
+    if lengths.size == 0:  # an empty list has no dtype to speak of
+        return lengths.astype(np.int32)
+    if lengths.dtype.kind not in "iu":
+        raise TypeError(f"sequence_lengths: expected an integer dtype, got {lengths.dtype}")
+    limits = np.iinfo(np.int32)
+    # Clipping keeps a length that int32 cannot hold out of range, for the core to refuse.
+    return np.ascontiguousarray(np.clip(lengths, limits.min, limits.max).astype(np.int32))
 
 
 def _thread_count(num_threads):
@@ -168,7 +177,7 @@ def backward(
     )
     dtype = arguments[0].dtype
     given = {
-        "reserve": (reserve, _COMPUTE[dtype.name]),
+        "reserve": (reserve, _compute_dtype(dtype)),
         "d_outputs": (d_outputs, dtype),
         "d_h": (d_h, dtype),
         "d_c": (d_c, dtype),
