@@ -34,17 +34,16 @@ def make_call(core, case, data, pass_name: str, threads: int, isa: str, dtype: s
         for array in (data.inputs, *data.weights[0], data.h0, data.c0, data.d_outputs)
     )
     states = (h0, c0) if case.carry_state else (None, None)
-    arguments = (inputs, *weights, *states, None, lengths)
-    options = (False, False, True)  # neither backwards nor zeros for masked steps; all outputs
+    arguments = (inputs, *weights, *states, None, lengths, None, None, None)  # as core.py has them
+    options = (False, False, True, "tanh", "sigmoid", threads, isa)
 
     def training():
-        reserve = core.forward(*arguments, *options, True, threads, isa)[3]
-        gradients = (reserve, d_outputs, None, None)
-        return core.backward(*arguments, *gradients, *options, True, threads, isa)
+        reserve = core.forward(arguments, options, True)[3]
+        return core.backward(arguments, options, reserve, d_outputs, None, None, True)
 
     if pass_name == "training":
         return training
-    return lambda: core.forward(*arguments, *options, False, threads, isa)
+    return lambda: core.forward(arguments, options, False)
 
 
 def main() -> None:

@@ -71,9 +71,11 @@ Status CheckInputs(const LstmProblem& p, int64_t steps) {
 
 Status CountValidSteps(const LstmProblem& p, int64_t* steps) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckSizes(p));
-  if (p.mask != nullptr && p.sequence_lengths != nullptr) {
+  if ((p.mask != nullptr) + (p.sequence_lengths != nullptr) + (p.row_splits != nullptr) > 1) {
     return Error(StatusCode::kInvalidArgument,
-                 "mask, sequence_lengths: expected at most one of them, got both");
+                 p.row_splits == nullptr
+                     ? "mask, sequence_lengths: expected at most one of them, got both"
+                     : "row_splits: expected neither mask nor sequence_lengths with it");
   }
   *steps = 0;
   for (int64_t row = 0; row < p.batch; ++row) {
@@ -85,7 +87,14 @@ Status CountValidSteps(const LstmProblem& p, int64_t* steps) noexcept {
                      static_cast<long long>(row), static_cast<long long>(p.timesteps), length);
       }
     }
-    *steps += CountRow(p, row);
+    const int64_t count = CountRow(p, row);
+    if (count < 0 || count > p.timesteps) {
+      return Error(StatusCode::kInvalidArgument,
+                   "row_splits: expected rows of 0 to timesteps = %lld steps, row %lld has %lld",
+                   static_cast<long long>(p.timesteps), static_cast<long long>(row),
+                   static_cast<long long>(count));
+    }
+    *steps += count;
   }
   return OkStatus();
 }

@@ -7,6 +7,7 @@
 //   The 4U columns are four blocks of U in Keras' order i, f, c, o.
 // Cell:
 //   i, f, o = sigmoid(x.W + h.R + b), g = tanh(...),  c' = f*c + i*g,  h' = o*tanh(c')
+// or with other functions for sigmoid (recurrent_activation) and tanh (activation).
 //
 // The core allocates nothing, keeps no state between calls, starts no thread and never throws. The
 // caller gives buffers, workspace and threads. x, d_outputs and the like are never read at a masked
@@ -36,6 +37,11 @@ constexpr const char* DTypeName(DType dtype) {
                                     : "bfloat16";
 }
 
+// Those whose derivative is a function of their value. hard_sigmoid: clip(x/6 + 1/2, 0, 1),
+// softsign: x/(1 + |x|).
+enum class Activation { kTanh = 0, kSigmoid, kRelu, kHardSigmoid, kLinear, kSoftsign };
+constexpr int kActivations = 6;
+
 enum class Isa { kAuto = -1, kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
 
 // Threads lent by the caller for one core call.
@@ -61,6 +67,8 @@ struct LstmProblem {
   bool zero_output_for_mask = false;
   // outputs is (B,T,U), else (B,U): the last valid step's output, zeros for a row with none.
   bool return_sequences = true;
+  Activation activation = Activation::kTanh;
+  Activation recurrent_activation = Activation::kSigmoid;
   Isa isa = Isa::kAuto;
 
   const void* x = nullptr;                 // (B,T,D) dtype, in
@@ -69,9 +77,16 @@ struct LstmProblem {
   const void* bias = nullptr;              // (4U) dtype, in; null: zeros
   const void* h0 = nullptr;                // (B,U) dtype, in; null: zeros
   const void* c0 = nullptr;                // (B,U) dtype, in; null: zeros
-  // At most one of the two; with neither every step is valid.
+  // Factors of x_t and h_{t-1}, constant over time, for each gate's product: i gets (x*m[0]).W_i.
+  // Dropout, as Keras has it. Null: ones. No gradient is computed for them.
+  const void* input_factors = nullptr;      // (4,B,D) dtype, in
+  const void* recurrent_factors = nullptr;  // (4,B,U) dtype, in
+  // At most one of the three; with none every step is valid.
   const uint8_t* mask = nullptr;              // (B,T) bytes, nonzero = use the step, in
   const int32_t* sequence_lengths = nullptr;  // (B), in; each in [0,T], else an error
+  // (B+1), in, from 0 on, not falling: a ragged batch. Row b is x[row_splits[b], row_splits[b+1]);
+  // x is then (N,D), outputs and d_outputs (N,U), dx (N,D), and T the length of the longest row.
+  const int64_t* row_splits = nullptr;
 };
 
 struct LstmForward {

@@ -34,13 +34,27 @@ struct Schedule {
 };
 
 MASKED_LSTM_INLINE RowSteps StepsOfRow(const LstmProblem& p, int64_t row) {
+  if (p.row_splits != nullptr) return {nullptr, p.row_splits[row + 1] - p.row_splits[row]};
   if (p.sequence_lengths != nullptr) return {nullptr, p.sequence_lengths[row]};
   return {p.mask == nullptr ? nullptr : p.mask + row * p.timesteps, p.timesteps};
 }
 
-// Where the output of `position` stands: outputs are in processing order.
-MASKED_LSTM_INLINE int64_t OutputPosition(const LstmProblem& p, int64_t position) {
-  return p.go_backwards ? p.timesteps - 1 - position : position;
+// Timesteps of one row, the masked ones included, and where they begin in x and outputs.
+MASKED_LSTM_INLINE int64_t TimestepsOfRow(const LstmProblem& p, int64_t row) {
+  return p.row_splits == nullptr ? p.timesteps : p.row_splits[row + 1] - p.row_splits[row];
+}
+MASKED_LSTM_INLINE int64_t StartOfRow(const LstmProblem& p, int64_t row) {
+  return p.row_splits == nullptr ? row * p.timesteps : p.row_splits[row];
+}
+
+// Where in its row the output of `position` stands: outputs are in processing order.
+MASKED_LSTM_INLINE int64_t OutputPosition(const LstmProblem& p, int64_t row, int64_t position) {
+  return p.go_backwards ? TimestepsOfRow(p, row) - 1 - position : position;
+}
+
+// Whether any of the steps is masked, when N are not.
+inline bool HasMaskedSteps(const LstmProblem& p, int64_t valid_steps) {
+  return p.row_splits == nullptr && valid_steps < p.batch * p.timesteps;
 }
 
 // Bytes BuildSchedule needs (8-byte aligned).

@@ -94,9 +94,10 @@ def test_sizes_that_overflow(batch, timesteps, sentence):
     """Broadcast views have huge shapes without huge memory; the core refuses before it looks."""
     huge = np.broadcast_to(np.float32(0), (batch, timesteps, 4))
     kernel, recurrent_kernel = np.zeros((4, 256), "f"), np.zeros((64, 256), "f")
-    nothing = [None] * 5
+    nothing = [None] * 8
     with pytest.raises(ValueError) as error:
-        _core.forward(huge, kernel, recurrent_kernel, *nothing, False, False, True, False, 1, None)
+        options = (False, False, True, "tanh", "sigmoid", 1, None)
+        _core.forward((huge, kernel, recurrent_kernel, *nothing), options, False)
     assert sentence in str(error.value)
 
 

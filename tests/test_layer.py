@@ -161,17 +161,20 @@ def test_initial_state_keeps_the_implicit_mask():
 
 
 @pytest.mark.parametrize(
-    "settings, fused",
+    "settings",
     [
-        (dict(dropout=0.4), True),
-        (dict(dropout=1.0), True),
-        (dict(dropout=0.4, implementation=1), False),
-        (dict(dropout=0.4, recurrent_dropout=0.3), False),
+        dict(dropout=0.4),
+        dict(dropout=1.0),
+        dict(dropout=0.4, implementation=1),
+        dict(recurrent_dropout=0.3),
+        dict(dropout=0.4, recurrent_dropout=0.3, go_backwards=True),
+        dict(dropout=1.0, recurrent_dropout=1.0),
     ],
     ids=str,
 )
-def test_dropout_gives_the_training_run_of_keras(settings, fused):
-    layers = pair(seed=7, backend="auto", dtype="float64", **settings)
+@pytest.mark.parametrize("backend", ["fused", "keras"])
+def test_dropout_gives_the_training_run_of_keras(settings, backend):
+    layers = pair(seed=7, backend=backend, dtype="float64", **settings)
     mask, x, y = MASKS["right"], random(BATCH, TIMESTEPS, INPUT_DIM), random(BATCH, UNITS)
     before, losses = forward_calls(), []
     for layer in layers:
@@ -182,12 +185,34 @@ def test_dropout_gives_the_training_run_of_keras(settings, fused):
         predicted = model.predict([x, mask], verbose=0)  # Keras draws dropout masks here too
         losses.append([model.train_on_batch([x, mask], y) for _ in range(4)] + [predicted.sum()])
     stock, ours = layers
-    assert (forward_calls() > before) == fused == (ours.fused_reason is None)
+    assert (forward_calls() > before) == (backend == "fused") == (ours.fused_reason is None)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
     assert_all_close(ours.get_weights(), stock.get_weights(), rtol=1e-6, atol=1e-9)
     np.testing.assert_array_equal(
         ours.cell.seed_generator.state.numpy(), stock.cell.seed_generator.state.numpy()
     )
+
+
+@pytest.mark.parametrize("name", ["relu", "hard_sigmoid", "linear", "softsign", "sigmoid", "tanh"])
+def test_activations(name):
+    """The fused path's, in both places, with their gradients."""
+    settings = dict(return_sequences=True, return_state=True, dtype="float64")
+    mask = MASKS["holes"]
+    x, poisoned = padding_and_poison(random(BATCH, TIMESTEPS, INPUT_DIM), mask)
+    for place in ("activation", "recurrent_activation"):
+        stock, ours = pair(**{place: name}, **settings)
+        states = random(2, BATCH, UNITS, seed=1)
+        assert ours.fused_reason is None
+        expected, actual = run(stock, x, mask, states), run(ours, poisoned, mask, states)
+        assert_all_close(actual[0], expected[0])
+        assert_all_close(actual[1], expected[1], rtol=1e-11, atol=1e-11)
+
+
+def test_an_activation_as_a_function():
+    for activation in (None, tf.nn.relu, keras.ops.softsign, keras.activations.hard_sigmoid):
+        stock, ours = pair(activation=activation, dtype="float64")
+        x = random(BATCH, TIMESTEPS, INPUT_DIM)
+        assert_all_close(ours(x), stock(x))
 
 
 def test_dropout_with_implementation_1_trains_where_keras_raises():

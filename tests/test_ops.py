@@ -57,6 +57,89 @@ def test_results_and_gradients_are_the_cores(mode):
         np.testing.assert_array_equal(a, b)
 
 
+def test_factors_and_activations_are_the_cores():
+    """Bit by bit, and recomputed too."""
+    rng = np.random.default_rng(0)
+    factors = dict(
+        input_factors=rng.random((4, 6, 5), "f"), recurrent_factors=rng.random((4, 6, 7), "f")
+    )
+    options = dict(activation="softsign", recurrent_activation="hard_sigmoid", mask=P.mask)
+    core_options = dict(initial_state=P.initial_state, **options, **factors)
+    expected = core.forward(P.inputs, *P.weights(), **core_options)[:3]
+    upstream = (None, P.d_outputs, P.d_h, P.d_c)
+    expected += core.backward(P.inputs, *P.weights(), *upstream, **core_options)
+    tensors = {name: tf.constant(value) for name, value in factors.items()}
+    for recompute in (False, True):
+        for function in (value_and_gradients, tf.function(value_and_gradients)):
+            actual = function(*ARGUMENTS, *STATE, recompute=recompute, **options, **tensors)
+            for a, b in zip(tf.nest.flatten(actual), expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_ragged_lstm():
+    """Results and gradients bit by bit those of the core, dynamic shapes, second order, errors."""
+    splits = [0, 4, 4, 9]
+    x, arguments = P.inputs[0], ARGUMENTS[1:]
+    state = tuple(s[:3] for s in STATE)
+
+    def function(values, row_splits):
+        with tf.GradientTape() as tape:
+            tape.watch([values, *arguments])
+            outputs, h, _ = masked_lstm.ragged_lstm(
+                values, row_splits, *arguments, initial_state=state, go_backwards=True
+            )
+            loss = tf.reduce_sum(outputs * outputs) + tf.reduce_sum(h)
+        return outputs, tape.gradient(loss, [values, *arguments])
+
+    options = dict(row_splits=splits, initial_state=[s.numpy() for s in state], go_backwards=True)
+    result = core.forward(x, *P.weights(), **options)
+    ones = np.ones_like(result.h)
+    expected = core.backward(x, *P.weights(), None, 2 * result.outputs, ones, **options)
+    specs = [tf.TensorSpec([None, None]), tf.TensorSpec([None], tf.int32)]
+    for traced in (function, tf.function(function, input_signature=specs)):
+        outputs, gradients = traced(tf.constant(x), tf.constant(splits))
+        np.testing.assert_array_equal(outputs, result.outputs)
+        for a, b in zip(gradients, expected, strict=False):
+            np.testing.assert_array_equal(a, b)
+    for sentence, bad in {
+        "values: expected shape (values, input_dim), got (6, 9, 5)": (P.inputs, splits),
+        "row_splits: expected an integer dtype, got float32": (x, [0.0, 9.0]),
+        "row_splits[1]: expected numbers that rise from 0 to values = 9, got 10": (x, [0, 10]),
+        "row_splits: expected shape (batch + 1), got ()": (x, 9),
+    }.items():
+        with pytest.raises((ValueError, TypeError, tf.errors.InvalidArgumentError)) as error:
+            masked_lstm.ragged_lstm(*bad, *arguments)
+        assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_second_order_of_ragged_lstm(go_backwards):
+    problem = make_problem(3, 5, 2, 4, "right")
+    splits = np.concatenate([[0], np.cumsum(problem.mask.sum(axis=1))])
+
+    def penalty(lstm, values, **options):
+        values = tf.constant(values)
+        weights = tuple(map(tf.constant, problem.weights()))
+        with tf.GradientTape() as outer:
+            outer.watch(weights)
+            with tf.GradientTape() as inner:
+                inner.watch(values)
+                outputs, _, _ = lstm(values, *weights, go_backwards=go_backwards, **options)
+                loss = tf.reduce_sum(tf.sin(outputs))
+            result = tf.reduce_sum(inner.gradient(loss, values) ** 2)
+        return outer.gradient(result, weights)
+
+    padded = penalty(masked_lstm.lstm, problem.inputs, mask=problem.mask, zero_output_for_mask=True)
+    ragged = penalty(
+        lambda values, *weights, **options: masked_lstm.ragged_lstm(
+            values, splits, *weights, **options
+        ),
+        problem.inputs[problem.mask],
+    )
+    for a, b in zip(ragged, padded, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("traced", [False, True])
 def test_recompute_changes_no_bit(traced):
     """And keeps nothing: the op's reserve is empty."""
@@ -88,21 +171,21 @@ def gradient_penalty(layer, inputs, mask):
     with tf.GradientTape() as outer:
         with tf.GradientTape() as inner:
             inner.watch(inputs)
-            loss = tf.reduce_sum(tf.sin(layer(inputs, mask=mask)))
+            loss = tf.reduce_sum(tf.sin(layer(inputs, mask=mask, training=True)))
         penalty = tf.reduce_sum(inner.gradient(loss, inputs) ** 2)
     return outer.gradient(penalty, layer.trainable_weights)
 
 
 def forward_mode(layer, inputs, mask):
     with tf.autodiff.ForwardAccumulator(inputs, tf.cos(inputs)) as accumulator:
-        outputs = layer(inputs, mask=mask)
+        outputs = layer(inputs, mask=mask, training=True)
     return [accumulator.jvp(outputs)]
 
 
 def jacobian(layer, inputs, mask):
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        outputs = layer(inputs, mask=mask)
+        outputs = layer(inputs, mask=mask, training=True)
     return [tape.jacobian(outputs, inputs)]
 
 
@@ -113,7 +196,8 @@ def test_higher_derivatives_are_those_of_keras(derivative, traced):
     for options in (
         dict(return_sequences=True),
         dict(return_sequences=True, zero_output_for_mask=True, go_backwards=True),
-        dict(),
+        dict(activation="softsign", recurrent_activation="hard_sigmoid"),
+        dict(dropout=0.3, recurrent_dropout=0.3, seed=1),
     ):
         ours = masked_lstm.LSTM(4, dtype="float64", **options)
         theirs = keras.layers.LSTM(4, dtype="float64", use_cudnn=False, **options)

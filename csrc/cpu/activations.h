@@ -1,7 +1,9 @@
-// sigmoid and tanh of one vector, within 4 ulp of the exact value (tests/test_core_activations.py).
+// Activations of one vector; sigmoid and tanh within 4 ulp of the exact value
+// (tests/test_core_activations.py).
 // tanh comes from expm1, so that it keeps its precision near 0.
 #pragma once
 
+#include "lstm.h"
 #include "vec.h"
 
 namespace masked_lstm {
@@ -94,6 +96,52 @@ MASKED_LSTM_INLINE Vec<T> Tanh(Vec<T> x) {
   const Vec<T> tanh = Divide<T>(e, e + Broadcast<T>(T(2)));
   const Bits<T> sign = (Bits<T>)Broadcast<T>(T(-0.0));
   return (Vec<T>)((Bits<T>)tanh | ((Bits<T>)x & sign));  // for -0, whose sign the sum lost
+}
+
+// Any of them. A NaN stays one.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> Activate(Activation activation, Vec<T> x) {
+  const Vec<T> zero = {}, one = Broadcast<T>(T(1));
+  switch (activation) {
+    case Activation::kTanh:
+      return Tanh<T>(x);
+    case Activation::kSigmoid:
+      return Sigmoid<T>(x);
+    case Activation::kRelu:
+      return zero > x ? zero : x;
+    case Activation::kHardSigmoid:
+      x = (x + Broadcast<T>(T(3))) / Broadcast<T>(T(6));
+      x = zero > x ? zero : x;
+      return one < x ? one : x;
+    case Activation::kLinear:
+      return x;
+    case Activation::kSoftsign:
+      return x / (one + (zero > x ? -x : x));
+  }
+  return x;
+}
+
+// d activation / dx where its value is y. At a kink: 0, as TensorFlow has it.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> Derivative(Activation activation, Vec<T> y) {
+  const Vec<T> zero = {}, one = Broadcast<T>(T(1));
+  switch (activation) {
+    case Activation::kTanh:
+      return one - y * y;
+    case Activation::kSigmoid:
+      return y * (one - y);
+    case Activation::kRelu:
+      return y > zero ? one : zero;
+    case Activation::kHardSigmoid:
+      return (y > zero) & (y < one) ? Broadcast<T>(T(1) / T(6)) : zero;
+    case Activation::kLinear:
+      return one;
+    case Activation::kSoftsign: {
+      const Vec<T> rest = one - (zero > y ? -y : y);
+      return rest * rest;
+    }
+  }
+  return one;
 }
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE

@@ -64,10 +64,19 @@ class BackwardTeam {
     const int64_t end =
         column + layout_.panel_columns < p_.units ? column + layout_.panel_columns : p_.units;
     const T* packed = static_cast<const T*>(job_.packed);
-    MultiplyPanel(packed + panel_index * layout_.backward_panel_size(),
-                  packed + queue_->LikelyNext(panel_index) * layout_.backward_panel_size(),
-                  4 * p_.units, slots_.d_gates, slots_.active, column, p_.units - column, slots_.dh,
-                  saved_tiles_);
+    const T* panel = packed + panel_index * layout_.backward_panel_size();
+    if (p_.recurrent_factors == nullptr) {
+      MultiplyPanel(panel, packed + queue_->LikelyNext(panel_index) * layout_.backward_panel_size(),
+                    4 * p_.units, slots_.d_gates, slots_.active, column, p_.units - column,
+                    slots_.dh, saved_tiles_);
+    } else {
+      const Stored* factors[kMaxSlots];
+      for (int s = 0; s < slots_.active; ++s) {
+        factors[s] = static_cast<const Stored*>(p_.recurrent_factors) + slots_.row[s] * p_.units;
+      }
+      MultiplyGatesPanel(panel, p_.units, slots_.d_gates, factors, p_.batch * p_.units,
+                         slots_.active, column, p_.units - column, slots_.dh, saved_tiles_);
+    }
     for (int s = 0; s < slots_.active; ++s) {
       if (slots_.step[s] > 0) {
         GateGradients(s, slots_.step[s] - 1, slots_.before[s], slots_.position[s], column, end);
@@ -97,7 +106,7 @@ class BackwardTeam {
       FinishStates(s, row);
       return true;
     }
-    const int64_t start = p_.go_backwards ? -1 : p_.timesteps;
+    const int64_t start = p_.go_backwards ? -1 : TimestepsOfRow(p_, row);
     const int64_t position = StepsOfRow(p_, row).Next(start, direction());
     slots_.row[s] = row;
     GateGradients(s, count - 1, position, start, 0, U);
@@ -109,7 +118,8 @@ class BackwardTeam {
   void SetStep(int s, int64_t step, int64_t position) {
     const int64_t row = slots_.row[s];
     const int64_t n = job_.schedule.first[row] + step;
-    job_.x_rows[n] = row * p_.timesteps + position;
+    job_.x_rows[n] = StartOfRow(p_, row) + position;
+    if (job_.batch_rows != nullptr) job_.batch_rows[n] = static_cast<int32_t>(row);
     slots_.d_gates[s] = d_gates_ + n * 4 * p_.units;
     slots_.step[s] = step;
     slots_.position[s] = position;
@@ -124,8 +134,9 @@ class BackwardTeam {
     const int64_t row = slots_.row[s], U = p_.units;
     int64_t first = row, last = row;
     if (p_.return_sequences) {
-      first = row * p_.timesteps + OutputPosition(p_, position);
-      last = p_.zero_output_for_mask ? first : row * p_.timesteps + OutputPosition(p_, after) - 1;
+      const int64_t start = StartOfRow(p_, row);
+      first = start + OutputPosition(p_, row, position);
+      last = p_.zero_output_for_mask ? first : start + OutputPosition(p_, row, after) - 1;
     } else if (step != job_.schedule.counts[row] - 1) {
       return;
     }
@@ -138,10 +149,28 @@ class BackwardTeam {
     }
   }
 
-  // dG of units [begin, end) of step `step`, from what arrives at its h and c. `after` is the
-  // position of the step after it, or the end of the row.
   void GateGradients(int s, int64_t step, int64_t position, int64_t after, int64_t begin,
                      int64_t end) {
+    if (p_.activation == Activation::kTanh && p_.recurrent_activation == Activation::kSigmoid) {
+      GateGradientsOf(
+          s, step, position, after, begin, end, [](Vec<T> c) { return Tanh<T>(c); },
+          [](Vec<T> y) { return Derivative<T>(Activation::kTanh, y); },
+          [](Vec<T> y) { return Derivative<T>(Activation::kSigmoid, y); });
+    } else {
+      GateGradientsOf(
+          s, step, position, after, begin, end,
+          [this](Vec<T> c) { return Activate<T>(p_.activation, c); },
+          [this](Vec<T> y) { return Derivative<T>(p_.activation, y); },
+          [this](Vec<T> y) { return Derivative<T>(p_.recurrent_activation, y); });
+    }
+  }
+
+  // dG of units [begin, end) of step `step`, from what arrives at its h and c. `after` is the
+  // position of the step after it, or the end of the row. Of the activations: that of the cell, and
+  // the derivatives of that and of the gates'.
+  template <typename Cell, typename DCell, typename DGate>
+  void GateGradientsOf(int s, int64_t step, int64_t position, int64_t after, int64_t begin,
+                       int64_t end, Cell cell, DCell d_cell, DGate d_gate) {
     const int64_t row = slots_.row[s], U = p_.units;
     const int64_t n = job_.schedule.first[row] + step;
     AddOutputGradients(s, step, position, after, begin, end);
@@ -156,7 +185,6 @@ class BackwardTeam {
     T* h_row = step + 1 < job_.schedule.counts[row] ? h_before_ + (n + 1) * U : nullptr;
     T* dh_row = slots_.dh[s];
     T* dc_row = slots_.dc[s];
-    const Vec<T> one = Broadcast<T>(T(1));
     for (int64_t u = begin; u < end; u += kWidth<T>) {
       const int64_t lanes = end - u;
       const Vec<T> i = LoadFirst(gates + u, lanes);
@@ -169,16 +197,16 @@ class BackwardTeam {
       } else if (c0 != nullptr) {
         before = LoadFirst(c0 + u, lanes);
       }
-      const Vec<T> tanh_c = Tanh<T>(LoadFirst(c_row + u, lanes));
+      const Vec<T> y = cell(LoadFirst(c_row + u, lanes));
       const Vec<T> dh = LoadFirst(dh_row + u, lanes);
       Vec<T> dc = LoadFirst(dc_row + u, lanes);
-      dc = MulAdd<T>(dh * o, one - tanh_c * tanh_c, dc);
+      dc = MulAdd<T>(dh * o, d_cell(y), dc);
       StoreFirst(dc_row + u, dc * f, lanes);
-      StoreFirst(d_gates + u, dc * g * (i * (one - i)), lanes);
-      StoreFirst(d_gates + U + u, dc * before * (f * (one - f)), lanes);
-      StoreFirst(d_gates + 2 * U + u, dc * i * (one - g * g), lanes);
-      StoreFirst(d_gates + 3 * U + u, dh * tanh_c * (o * (one - o)), lanes);
-      if (h_row != nullptr) StoreFirst(h_row + u, o * tanh_c, lanes);
+      StoreFirst(d_gates + u, dc * g * d_gate(i), lanes);
+      StoreFirst(d_gates + U + u, dc * before * d_gate(f), lanes);
+      StoreFirst(d_gates + 2 * U + u, dc * i * d_cell(g), lanes);
+      StoreFirst(d_gates + 3 * U + u, dh * y * d_gate(o), lanes);
+      if (h_row != nullptr) StoreFirst(h_row + u, o * y, lanes);
       if (step == 0) {
         StoreFirst(h_before_ + n * U + u, h0 != nullptr ? LoadFirst(h0 + u, lanes) : Vec<T>{},
                    lanes);

@@ -137,14 +137,16 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
       p.timesteps > 1 && (p.batch + job->teams.count - 1) / job->teams.count < kernels.tile_rows;
   job->projected = thin ? kProjectedSteps : 0;
   const bool widened = StoredBytes(p.dtype) != bytes;
-  job->widened = !widened ? 0 : thin ? kProjectedSteps : 1;
+  const int64_t copies = p.input_factors != nullptr ? 4 : widened ? 1 : 0;
+  job->staged = copies * (thin ? kProjectedSteps : 1);
+  const int64_t states = p.recurrent_factors != nullptr ? 3 + 2 * 4 : 3;
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
   job->first_packed = passes <= kUnpackedPasses && !widened ? p.units / layout.width : 0;
   job->packed = arena.Take<void>(layout.forward_packed() * bytes);
   job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));
   if (workspace != nullptr) std::fill_n(job->finished, p.batch, -1);
   LayOutTeams<ForwardSlots<float, float>>(
-      &arena, workers, layout.forward_team(job->teams.slots, job->projected, job->widened),
+      &arena, workers, layout.forward_team(job->teams.slots, states, job->projected, job->staged),
       layout.saved_tiles(job->teams.slots), bytes, panels, workspace != nullptr, &job->teams);
   job->pack.size = panels - job->first_packed;
   job->rows.size = p.batch;
@@ -155,9 +157,9 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   return arena.Bytes();
 }
 
-// Rows of a piece of half-precision weight gradients, whose x and sums are to stay in the second
+// Rows of a piece of weight gradients whose x or h is copied: the copies are to stay in the second
 // level of the cache.
-constexpr int64_t kWidenedWeightRows = 512;
+constexpr int64_t kStagedWeightRows = 512;
 
 size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const CpuKernels& kernels,
                       int workers, void* workspace, BackwardJob* job) {
@@ -170,25 +172,28 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
                   recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
   job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
-  const bool widened = StoredBytes(p.dtype) != bytes;
   // Pieces small enough that workers finish together, large enough that packing dG stays cheap.
-  const int64_t panels = CpuLayout::Panels(4 * p.units, layout.panel_columns);
+  job->weight_parts = p.input_factors != nullptr || p.recurrent_factors != nullptr ? 4 : 1;
+  const int64_t panels =
+      job->weight_parts * CpuLayout::Panels(4 * p.units / job->weight_parts, layout.panel_columns);
   const int64_t pieces = CpuLayout::Panels(4 * workers, panels);
   job->weight_rows = std::max<int64_t>(
       48, CpuLayout::RoundUp((p.input_dim + p.units) / pieces + 1, kernels.tile_rows));
-  if (widened) {
+  const bool staged = StoredBytes(p.dtype) != bytes || job->weight_parts > 1;
+  if (staged) {
     const int64_t most = std::max(p.input_dim, p.units);
-    const int64_t even = CpuLayout::Panels(most, CpuLayout::Panels(most, kWidenedWeightRows));
+    const int64_t even = CpuLayout::Panels(most, CpuLayout::Panels(most, kStagedWeightRows));
     job->weight_rows = std::min(job->weight_rows, CpuLayout::RoundUp(even, kernels.tile_rows));
   }
   job->weights.size = panels * (CpuLayout::Panels(p.input_dim, job->weight_rows) +
                                 CpuLayout::Panels(p.units, job->weight_rows));
   LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
-                                    layout.backward_worker(widened, job->weight_rows), bytes,
+                                    layout.backward_worker(staged, job->weight_rows), bytes,
                                     recurrent_panels, workspace != nullptr, &job->teams);
   job->x_rows = arena.Take<int64_t>(steps * 8);
   job->rows.size = p.batch;
-  job->zeros.size = steps < p.batch * p.timesteps ? p.batch : 0;
+  job->batch_rows = job->weight_parts > 1 ? arena.Take<int32_t>(steps * 4) : nullptr;
+  job->zeros.size = HasMaskedSteps(p, steps) ? p.batch : 0;
   job->inputs.size = CpuLayout::Panels(steps, kMaxSlots);
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
@@ -216,8 +221,8 @@ void CpuForward(const LstmForward& call, int64_t steps, const CpuKernels& kernel
   ForwardJob job = {};
   job.call = &call;
   LayOutForward(p, kernels, threads.workers, call.workspace, &job);
-  const bool padded = steps < p.batch * p.timesteps;
-  job.fill.size = call.outputs != nullptr && p.return_sequences && padded ? p.batch : 0;
+  const bool fill = call.outputs != nullptr && p.return_sequences && HasMaskedSteps(p, steps);
+  job.fill.size = fill ? p.batch : 0;
   Region<ForwardJob>{&job, kernels.forward[static_cast<int>(p.dtype)]}.Run(
       WorthTheWork(threads, p, steps));
 }

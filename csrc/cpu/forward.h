@@ -35,15 +35,29 @@ class ForwardTeam {
   bool Start() {
     const int64_t stride = layout_.slot_stride(), n = job_.teams.slots;
     T* projections = memory_ + 3 * n * stride;
-    T* inputs = projections + n * job_.projected * layout_.projection();
+    T* staged = projections + n * job_.projected * layout_.projection();
+    T* masked = staged + n * job_.staged * layout_.staged_input();
     for (int s = 0; s < n; ++s) {
       slots_.h[s] = memory_ + 3 * s * stride;
       slots_.h_next[s] = slots_.h[s] + stride;
       slots_.c[s] = slots_.h_next[s] + stride;
       slots_.projections[s] = projections + s * job_.projected * layout_.projection();
       slots_.projection[s] = nullptr;
-      slots_.inputs[s] = inputs + s * job_.widened * layout_.widened_input();
+      slots_.staged[s] = staged + s * job_.staged * layout_.staged_input();
+      slots_.masked[s] = slots_.masked_next[s] = nullptr;
+      if (p_.recurrent_factors != nullptr) {
+        slots_.masked[s] = masked + 8 * s * stride;
+        slots_.masked_next[s] = slots_.masked[s] + 4 * stride;
+      }
     }
+    slots_.activation = p_.activation;
+    slots_.recurrent_activation = p_.recurrent_activation;
+    slots_.plain = p_.activation == Activation::kTanh &&
+                   p_.recurrent_activation == Activation::kSigmoid &&
+                   p_.recurrent_factors == nullptr;
+    slots_.x_gate_stride = p_.input_factors != nullptr ? layout_.staged_input() : 0;
+    slots_.h_gate_stride = p_.recurrent_factors != nullptr ? stride : 0;
+    slots_.factor_stride = p_.batch * p_.units;
     slots_.active = 0;
     slots_.more = true;
     slots_.projecting = false;
@@ -132,8 +146,8 @@ class ForwardTeam {
     for (int s = 0; s < slots_.active; ++s) {
       T* to = slots_.projections[s] + panel_index * layout_.panel_columns;
       ForEachTile(slots_.to_project[s], [&](int64_t first, auto tag, int64_t, int64_t) {
-        ProjectTile<T, decltype(tag)::value>(slots_.ahead_x[s] + first, p_.input_dim, panel,
-                                             to + first * layout_.projection(),
+        ProjectTile<T, decltype(tag)::value>(slots_.ahead_x[s] + first, slots_.x_gate_stride,
+                                             p_.input_dim, panel, to + first * layout_.projection(),
                                              layout_.projection());
       });
     }
@@ -165,13 +179,22 @@ class ForwardTeam {
     slots_.to_project[s] = n;
   }
 
-  // x of slot s at `position`; widened, if it must be, into the slot's row k of `inputs`.
+  // x of slot s at `position`; widened, or times the gates' factors, in the slot's memory for its
+  // k-th staged step.
   const T* InputAt(int s, int64_t k, int64_t position) const {
-    const Stored* x =
-        static_cast<const Stored*>(p_.x) + (slots_.row[s] * p_.timesteps + position) * p_.input_dim;
+    const int64_t D = p_.input_dim, row = slots_.row[s];
+    const Stored* x = static_cast<const Stored*>(p_.x) + (StartOfRow(p_, row) + position) * D;
+    if (p_.input_factors != nullptr) {
+      T* input = slots_.staged[s] + 4 * k * layout_.staged_input();
+      const Stored* factors = static_cast<const Stored*>(p_.input_factors) + row * D;
+      for (int gate = 0; gate < 4; ++gate) {
+        Multiply(input + gate * layout_.staged_input(), x, factors + gate * p_.batch * D, D);
+      }
+      return input;
+    }
     if constexpr (kWidened<Stored>) {
-      T* input = slots_.inputs[s] + k * layout_.widened_input();
-      Convert(input, x, p_.input_dim);
+      T* input = slots_.staged[s] + k * layout_.staged_input();
+      Convert(input, x, D);
       return input;
     } else {
       return x;
@@ -190,7 +213,8 @@ class ForwardTeam {
     // Lanes past the last unit are computed on, never stored.
     std::memset(slots_.c[s] + U, 0, (layout_.slot_stride() - U) * sizeof(T));
     const RowSteps steps = StepsOfRow(p_, row);
-    const int64_t position = steps.Next(p_.go_backwards ? p_.timesteps : -1, direction());
+    const int64_t position =
+        steps.Next(p_.go_backwards ? TimestepsOfRow(p_, row) : -1, direction());
     if (count == 0) {
       if (call_.outputs != nullptr && !p_.return_sequences) {
         std::memset(static_cast<Stored*>(call_.outputs) + row * U, 0, U * sizeof(Stored));
@@ -201,6 +225,13 @@ class ForwardTeam {
     slots_.row[s] = row;
     slots_.left[s] = count;
     slots_.ahead[s] = 0;
+    if (p_.recurrent_factors != nullptr) {
+      slots_.factors[s] = static_cast<const Stored*>(p_.recurrent_factors) + row * U;
+      for (int gate = 0; gate < 4; ++gate) {
+        Multiply(slots_.masked[s] + gate * slots_.h_gate_stride, slots_.h[s],
+                 slots_.factors[s] + gate * slots_.factor_stride, U);
+      }
+    }
     slots_.saved_gates[s] = slots_.saved_c[s] = nullptr;
     if (call_.reserve != nullptr) {
       T* reserve = static_cast<T*>(call_.reserve);
@@ -221,7 +252,7 @@ class ForwardTeam {
     if (call_.outputs == nullptr) return;
     if (p_.return_sequences) {
       slots_.output[s] = static_cast<Stored*>(call_.outputs) +
-                         (row * p_.timesteps + OutputPosition(p_, position)) * p_.units;
+                         (StartOfRow(p_, row) + OutputPosition(p_, row, position)) * p_.units;
     } else if (slots_.left[s] == 1) {
       slots_.output[s] = static_cast<Stored*>(call_.outputs) + row * p_.units;
     }
@@ -230,6 +261,7 @@ class ForwardTeam {
   // Moves to the row's next step. False: the row is done.
   bool NextStep(int s) {
     Swap(slots_.h[s], slots_.h_next[s]);
+    Swap(slots_.masked[s], slots_.masked_next[s]);
     const T* h = slots_.h[s];
     const int64_t row = slots_.row[s], U = p_.units;
     if (--slots_.left[s] == 0) {
@@ -262,7 +294,10 @@ class ForwardTeam {
     Swap(slots_.h_next[from], slots_.h_next[to]);
     Swap(slots_.c[from], slots_.c[to]);
     Swap(slots_.projections[from], slots_.projections[to]);
-    Swap(slots_.inputs[from], slots_.inputs[to]);
+    Swap(slots_.staged[from], slots_.staged[to]);
+    Swap(slots_.masked[from], slots_.masked[to]);
+    Swap(slots_.masked_next[from], slots_.masked_next[to]);
+    slots_.factors[to] = slots_.factors[from];
     slots_.projection[to] = slots_.projection[from];
     slots_.ahead[to] = slots_.ahead[from];
     slots_.x[to] = slots_.x[from];
@@ -305,7 +340,7 @@ static void FillMaskedOutputs(ForwardJob* job, bool stay) {
     int64_t next = steps.Next(p.go_backwards ? T_ : -1, direction);
     for (int64_t t = 0; t < T_; ++t) {  // in processing order
       char* output = outputs + t * bytes;
-      if (next < steps.limit && t == OutputPosition(p, next)) {
+      if (next < steps.limit && t == OutputPosition(p, row, next)) {
         if (!p.zero_output_for_mask) before = output;
         next = steps.Next(next, direction);
       } else if (before != nullptr) {

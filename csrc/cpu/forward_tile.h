@@ -27,15 +27,52 @@ struct PanelPart {
   int64_t x_begin, x_end, h_begin, h_end;
 };
 
+// Rows [begin, end) of `weights` times those of each slot's `values`: one set for all gates, or
+// (gate_stride > 0) one for each.
 template <typename T, int S>
-MASKED_LSTM_INLINE void AddProjection(Tile<T, S>* tile, const T* const* x,
-                                      const PanelView<T>& panel, int64_t begin, int64_t end,
-                                      Ahead ahead) {
+MASKED_LSTM_INLINE void AddProduct(Tile<T, S>* tile, const T* const* values, int64_t gate_stride,
+                                   const T* weights, const PanelView<T>& panel, int64_t begin,
+                                   int64_t end, Ahead ahead) {
   const T* rows[S];
 #pragma GCC unroll 6
-  for (int s = 0; s < S; ++s) rows[s] = x[s] + begin;
-  tile->AddRows(panel.kernel + begin * panel.row_stride, panel.row_stride, panel.gate_stride, rows,
-                end - begin, ahead);
+  for (int s = 0; s < S; ++s) rows[s] = values[s] + begin;
+  weights += begin * panel.row_stride;
+  if (gate_stride == 0) {
+    tile->AddRows(weights, panel.row_stride, panel.gate_stride, rows, end - begin, ahead);
+  } else {
+    tile->AddGateRows(weights, panel.row_stride, panel.gate_stride, rows, gate_stride, end - begin);
+  }
+}
+
+// The cell of one slot from its gates' sums, `stride` apart. Any activations; h times its factors.
+template <typename T, typename Stored>
+static MASKED_LSTM_NOINLINE void FinishCell(const ForwardSlots<T, Stored>& slots, int slot,
+                                            int64_t units, int64_t unit, const T* sums,
+                                            int64_t stride) {
+  const int64_t n = units - unit;
+  const Activation gate = slots.recurrent_activation, cell = slots.activation;
+  const Vec<T> i = Activate<T>(gate, Load(sums)), f = Activate<T>(gate, Load(sums + stride));
+  const Vec<T> g = Activate<T>(cell, Load(sums + 2 * stride));
+  const Vec<T> o = Activate<T>(gate, Load(sums + 3 * stride));
+  T* c_row = slots.c[slot] + unit;
+  const Vec<T> c = MulAdd<T>(f, Load(c_row), i * g);
+  const Vec<T> h = o * Activate<T>(cell, c);
+  Store(c_row, c);
+  Store(slots.h_next[slot] + unit, h);
+  if (T* masked = slots.masked_next[slot]) {
+    for (int v = 0; v < 4; ++v) {
+      const Vec<T> factors = LoadFirst(slots.factors[slot] + v * slots.factor_stride + unit, n);
+      Store(masked + v * slots.h_gate_stride + unit, h * factors);
+    }
+  }
+  if (Stored* output = slots.output[slot]) StoreFirst(output + unit, h, n);
+  if (T* gates = slots.saved_gates[slot]) {
+    StoreFirst(gates + unit, i, n);
+    StoreFirst(gates + units + unit, f, n);
+    StoreFirst(gates + 2 * units + unit, g, n);
+    StoreFirst(gates + 3 * units + unit, o, n);
+    StoreFirst(slots.saved_c[slot] + unit, c, n);
+  }
 }
 
 // Slots [first, first + S) of one part; sums go through `memory` from part to part. The last part
@@ -55,20 +92,26 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
     tile.Fill(first_part ? panel.bias : nullptr, panel.gate_stride);
   }
   if (part.x_begin < part.x_end) {
-    AddProjection<T, S>(&tile, slots.x + first, panel, part.x_begin, part.x_end, ahead);
+    AddProduct<T, S>(&tile, slots.x + first, slots.x_gate_stride, panel.kernel, panel, part.x_begin,
+                     part.x_end, ahead);
     ahead.from += ahead.stride * (part.x_end - part.x_begin);
     if (part.x_begin > 0) tile.Add(memory);
   }
   if (part.h_begin < part.h_end) {
-    const T* rows[S];
-#pragma GCC unroll 6
-    for (int s = 0; s < S; ++s) rows[s] = slots.h[first + s] + part.h_begin;
-    tile.AddRows(panel.recurrent_kernel + part.h_begin * panel.row_stride, panel.row_stride,
-                 panel.gate_stride, rows, part.h_end - part.h_begin, ahead);
+    const T* const* h = slots.h_gate_stride == 0 ? slots.h + first : slots.masked + first;
+    AddProduct<T, S>(&tile, h, slots.h_gate_stride, panel.recurrent_kernel, panel, part.h_begin,
+                     part.h_end, ahead);
     if (part.h_begin > 0) tile.Add(memory);
   }
   if (part.h_end < units) {
     tile.Save(memory);
+    return;
+  }
+  if (!slots.plain) {
+    tile.Save(memory);
+    for (int s = 0; s < S; ++s) {
+      FinishCell<T, Stored>(slots, first + s, units, unit, memory + s * kWidth<T>, S * kWidth<T>);
+    }
     return;
   }
   const int64_t n = units - unit;
@@ -100,14 +143,16 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
 
 // x.W + bias of S steps of one slot, into rows of `projections`.
 template <typename T, int S>
-static MASKED_LSTM_NOINLINE void ProjectTile(const T* const* x, int64_t input_dim,
-                                             const PanelView<T>& panel, T* to, int64_t to_stride) {
+static MASKED_LSTM_NOINLINE void ProjectTile(const T* const* x, int64_t gate_stride,
+                                             int64_t input_dim, const PanelView<T>& panel, T* to,
+                                             int64_t to_stride) {
   Tile<T, S> tile;
   T sums[4 * S * kWidth<T>];
   for (int64_t begin = 0; begin == 0 || begin < input_dim; begin += kDepthBlock) {
     const int64_t end = begin + kDepthBlock < input_dim ? begin + kDepthBlock : input_dim;
     tile.Fill(begin == 0 ? panel.bias : nullptr, panel.gate_stride);
-    AddProjection<T, S>(&tile, x, panel, begin, end, NothingAhead(panel.kernel));
+    AddProduct<T, S>(&tile, x, gate_stride, panel.kernel, panel, begin, end,
+                     NothingAhead(panel.kernel));
     if (begin > 0) tile.Add(sums);
     if (end < input_dim) tile.Save(sums);
   }

@@ -67,6 +67,64 @@ MASKED_LSTM_INLINE void MultiplyPanel(const T* panel, const T* next, int64_t dep
   multiply(panel, next, depth, d_gates, rows, offset, columns, to, memory);
 }
 
+// S rows where every gate's product has factors of its own: to[s] = sum over the gates of (dG of
+// the gate . its rows of the panel) * factors[s] + gate * factor_stride.
+template <typename T, int S, typename To, typename Stored>
+static MASKED_LSTM_NOINLINE void MultiplyGatesTile(const T* panel, int64_t units,
+                                                   const T* const* d_gates,
+                                                   const Stored* const* factors,
+                                                   int64_t factor_stride, int64_t offset,
+                                                   int64_t columns, To* const* to, T* memory) {
+  constexpr int W = kWidth<T>;
+  Tile<T, S> tile;
+  T* total = memory + 4 * S * W;
+  for (int64_t gate = 0; gate < 4; ++gate) {
+    for (int64_t begin = 0; begin == 0 || begin < units; begin += kDepthBlock) {
+      const int64_t end = begin + kDepthBlock < units ? begin + kDepthBlock : units;
+      const int64_t at = gate * units + begin;
+      const T* rows[S];
+#pragma GCC unroll 6
+      for (int s = 0; s < S; ++s) rows[s] = d_gates[s] + at;
+      tile.Clear();
+      tile.AddRows(panel + at * kPanelColumns<T>, kPanelColumns<T>, W, rows, end - begin,
+                   NothingAhead(panel));
+      if (begin > 0) tile.Add(memory);
+      if (end < units) tile.Save(memory);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const int64_t column = offset + v * W, n = columns - v * W;
+      if (n <= 0) break;
+#pragma GCC unroll 6
+      for (int s = 0; s < S; ++s) {
+        tile.acc[v][s] *= LoadFirst(factors[s] + gate * factor_stride + column, n);
+      }
+    }
+    if (gate > 0) tile.Add(total);
+    if (gate < 3) tile.Save(total);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const int64_t n = columns - v * W;
+    if (n <= 0) break;
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) StoreFirst(to[s] + offset + v * W, tile.acc[v][s], n);
+  }
+}
+
+// As MultiplyPanel, with factors.
+template <typename T, typename To, typename Stored>
+static void MultiplyGatesPanel(const T* panel, int64_t units, const T* const* d_gates,
+                               const Stored* const* factors, int64_t factor_stride, int64_t rows,
+                               int64_t offset, int64_t columns, To* const* to, T* memory) {
+  static_assert(kMaxSlots >= 2 * kTileRows, "memory holds two tiles");
+  ForEachTile(rows, [&](int64_t first, auto tag, int64_t, int64_t) {
+    MultiplyGatesTile<T, decltype(tag)::value, To, Stored>(panel, units, d_gates + first,
+                                                           factors + first, factor_stride, offset,
+                                                           columns, to + first, memory);
+  });
+}
+
 template <typename Stored>
 class InputGradients {
   using T = Compute<Stored>;
@@ -88,12 +146,23 @@ class InputGradients {
       const int64_t rows = left < kMaxSlots ? left : kMaxSlots;
       const T* from[kMaxSlots];
       Stored* to[kMaxSlots];
+      const Stored* factors[kMaxSlots];
       for (int64_t r = 0; r < rows; ++r) {
+        if (p_.input_factors != nullptr) {
+          factors[r] = static_cast<const Stored*>(p_.input_factors) +
+                       job_.batch_rows[begin + r] * p_.input_dim;
+        }
         from[r] = d_gates + (begin + r) * 4 * p_.units;
         to[r] = static_cast<Stored*>(job_.call->dx) + job_.x_rows[begin + r] * p_.input_dim;
       }
       for (int64_t panel = 0; panel < layout_.input_panels(); ++panel) {
         const int64_t column = panel * layout_.panel_columns;
+        if (p_.input_factors != nullptr) {
+          MultiplyGatesPanel(packed + panel * layout_.backward_panel_size(), p_.units, from,
+                             factors, p_.batch * p_.input_dim, rows, column, p_.input_dim - column,
+                             to, saved_tiles_);
+          continue;
+        }
         const int64_t next = panel + 1 < layout_.input_panels() ? panel + 1 : 0;
         MultiplyPanel(packed + panel * layout_.backward_panel_size(),
                       packed + next * layout_.backward_panel_size(), 4 * p_.units, from, rows,

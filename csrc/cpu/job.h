@@ -85,7 +85,8 @@ struct ForwardJob {
   int64_t first_packed;  // panels before it are read where the weights are
   void* packed;          // panels, then packed bias
   int64_t projected;     // steps of a slot whose x.W is computed ahead at once; 0: none
-  int64_t widened;       // inputs of a slot that stand widened at once; 0: they are read in place
+  int64_t staged;        // inputs of a slot that are copied at once, one for each gate where they
+                         // differ; 0: they are read in place
   Teams teams;
 };
 
@@ -95,12 +96,14 @@ struct BackwardJob {
   Schedule schedule;
   WorkQueue pack;
   WorkQueue rows;
-  WorkQueue zeros;      // rows of the batch, for dx at masked steps
-  WorkQueue inputs;     // blocks of compact rows of dx
-  WorkQueue weights;    // pieces of the weight gradients
-  int64_t weight_rows;  // rows of d_kernel or d_recurrent_kernel in one piece
+  WorkQueue zeros;       // rows of the batch, for dx at masked steps
+  WorkQueue inputs;      // blocks of compact rows of dx
+  WorkQueue weights;     // pieces of the weight gradients
+  int64_t weight_rows;   // rows of d_kernel or d_recurrent_kernel in one piece
+  int64_t weight_parts;  // 4: their gates apart; 1: their columns as one
   void* packed;
-  int64_t* x_rows;  // (N) b*T+t of each compact row
+  int64_t* x_rows;      // (N) of each compact row: its row of x, b*T+t
+  int32_t* batch_rows;  // (N) ... b; null where nobody asks
   Teams teams;
 };
 
@@ -147,18 +150,20 @@ struct CpuLayout {
   MASKED_LSTM_INLINE int64_t slot_stride() const { return RoundUp(units, panel_columns) + 64 / 4; }
   // x.W of one step of one slot.
   MASKED_LSTM_INLINE int64_t projection() const { return forward_panels() * panel_columns; }
-  MASKED_LSTM_INLINE int64_t widened_input() const { return RoundUp(input_dim, panel_columns); }
-  MASKED_LSTM_INLINE int64_t forward_team(int slots, int64_t projected, int64_t widened) const {
-    return slots * (3 * slot_stride() + projected * projection() + widened * widened_input());
+  // x of one step of one slot, for one gate or all.
+  MASKED_LSTM_INLINE int64_t staged_input() const { return RoundUp(input_dim, panel_columns) + 16; }
+  // States: rows of slot_stride: h, h_next and c, and copies of the first two for each gate.
+  MASKED_LSTM_INLINE int64_t forward_team(int slots, int64_t states, int64_t projected,
+                                          int64_t staged) const {
+    return slots * (states * slot_stride() + projected * projection() + staged * staged_input());
   }
   MASKED_LSTM_INLINE int64_t backward_team(int slots) const { return 2 * slots * slot_stride(); }
-  // One worker's: tiles between two parts of a panel, a block of dG and, where x and the weight
-  // gradients are half precision, a block of x and the sums of a piece of `weight_rows`.
+  // One worker's: tiles between two parts of a panel, a block of dG; a block of x or h, where they
+  // are copied, and the sums of a piece of `weight_rows`, where results are half precision.
   MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
-  MASKED_LSTM_INLINE int64_t backward_worker(bool widened, int64_t weight_rows) const {
-    const int64_t halves =
-        widened ? kWeightBlock * weight_rows + (weight_rows + 1) * panel_columns : 0;
-    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns + halves;
+  MASKED_LSTM_INLINE int64_t backward_worker(bool staged, int64_t weight_rows) const {
+    const int64_t copies = kWeightBlock * weight_rows + (weight_rows + 1) * panel_columns;
+    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns + (staged ? copies : 0);
   }
 
   // Valid steps summed in registers before a weight gradient is added to; part of the result's

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "force_inline.h"
+#include "lstm.h"
 
 namespace masked_lstm {
 
@@ -21,15 +22,18 @@ MASKED_LSTM_INLINE void Swap(P& a, P& b) {
 
 template <typename T, typename Stored>
 struct alignas(64) ForwardSlots {
-  const T* x[kMaxSlots];           // (D) this step's input
-  const T* projection[kMaxSlots];  // x.W + bias of this step, panel by panel, or null
-  T* h[kMaxSlots];                 // (U) h_{t-1}
-  T* h_next[kMaxSlots];            // (U) h_t
-  T* c[kMaxSlots];                 // (U)
-  Stored* output[kMaxSlots];       // (U) where h_t is wanted, or null
-  T* saved_gates[kMaxSlots];       // (4U) of the reserve, or null
-  T* saved_c[kMaxSlots];           // (U) of the reserve, or null
-  T* inputs[kMaxSlots];            // rows of D values: inputs that had to be widened
+  const T* x[kMaxSlots];             // (D) this step's input
+  const T* projection[kMaxSlots];    // x.W + bias of this step, panel by panel, or null
+  T* h[kMaxSlots];                   // (U) h_{t-1}
+  T* h_next[kMaxSlots];              // (U) h_t
+  T* c[kMaxSlots];                   // (U)
+  Stored* output[kMaxSlots];         // (U) where h_t is wanted, or null
+  T* saved_gates[kMaxSlots];         // (4U) of the reserve, or null
+  T* saved_c[kMaxSlots];             // (U) of the reserve, or null
+  T* staged[kMaxSlots];              // inputs that cannot be read where they are
+  T* masked[kMaxSlots];              // (4,U) h_{t-1} times its factors, or null: none are given
+  T* masked_next[kMaxSlots];         // (4,U) h_t likewise
+  const Stored* factors[kMaxSlots];  // (4,B,U) from this row on: recurrent factors
   int64_t row[kMaxSlots];
   int64_t position[kMaxSlots];
   int64_t left[kMaxSlots];  // steps to go, this one included
@@ -41,6 +45,11 @@ struct alignas(64) ForwardSlots {
   int active;
   bool more;        // rows of the batch may be left
   bool projecting;  // this phase computes projections, not a step
+  bool plain;       // activations are tanh and sigmoid, and there are no recurrent factors
+  Activation activation, recurrent_activation;
+  int64_t x_gate_stride;  // between the four gates' x of a slot; 0: they share one
+  int64_t h_gate_stride;  // ... h
+  int64_t factor_stride;  // ... recurrent factors
 };
 
 // A slot stands at step k, whose dG is complete: an item computes dh and dG of step k - 1.

@@ -103,6 +103,14 @@ MASKED_LSTM_INLINE void Convert(To* to, const From* from, int64_t n) {
     StoreFirst(to + at, LoadFirst(from + at, n - at), n - at);
 }
 
+// to[0,n) = a[0,n) * b[0,n).
+template <typename A, typename B>
+MASKED_LSTM_INLINE void Multiply(Compute<A>* to, const A* a, const B* b, int64_t n) {
+  for (int64_t at = 0; at < n; at += kWidth<Compute<A>>) {
+    StoreFirst(to + at, LoadFirst(a + at, n - at) * LoadFirst(b + at, n - at), n - at);
+  }
+}
+
 // to[0,n) = from[offset, offset + n), or zeros when from is null.
 template <typename Stored>
 static void ConvertOrZero(Compute<Stored>* to, const void* from, int64_t offset, int64_t n) {

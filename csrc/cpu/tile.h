@@ -128,6 +128,25 @@ struct Tile {
     }
   }
 
+  // a_s[k] = rows[s][k + v * gate_stride]: values of their own for each vector, that is, each gate.
+  MASKED_LSTM_INLINE void AddGateRows(const T* panel, int64_t row_stride, int64_t vector_stride,
+                                      const T* const (&rows)[S], int64_t gate_stride,
+                                      int64_t length) {
+    const T* a[S];
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) a[s] = rows[s];
+    for (int64_t k = 0; k < length; ++k) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const Vec<T> w = Load(panel + k * row_stride + v * vector_stride);
+#pragma GCC unroll 6
+        for (int s = 0; s < S; ++s) {
+          acc[v][s] = MulAdd<T>(Broadcast<T>(a[s][k + v * gate_stride]), w, acc[v][s]);
+        }
+      }
+    }
+  }
+
   // a_s[k] = rows[k][column + s]: the transposed operand of a weight gradient.
   MASKED_LSTM_INLINE void AddColumns(const T* panel, const T* const* rows, int64_t column,
                                      int64_t length, Ahead ahead) {

@@ -23,28 +23,39 @@ class WeightGradients {
         d_gates_(static_cast<const T*>(job->call->scratch)),
         h_before_(d_gates_ + job->schedule.total * 4 * p_.units),
         panel_(memory + layout.saved_tiles(kMaxSlots)),
-        x_block_(panel_ + CpuLayout::kWeightBlock * layout.panel_columns),
-        sums_(x_block_ + CpuLayout::kWeightBlock * job->weight_rows) {}
+        staged_(panel_ + CpuLayout::kWeightBlock * layout.panel_columns),
+        sums_(staged_ + CpuLayout::kWeightBlock * job->weight_rows) {}
 
-  // Pieces of a call: per panel, those of kernel, then those of recurrent_kernel.
+  // Pieces of a call: per panel, those of kernel, then those of recurrent_kernel. With factors,
+  // which differ from gate to gate, no panel reaches from one gate into the next.
   void Run() {
     const int64_t of_kernel = CpuLayout::Panels(p_.input_dim, job_.weight_rows);
     const int64_t per_panel = of_kernel + CpuLayout::Panels(p_.units, job_.weight_rows);
+    const int64_t width = 4 * p_.units / job_.weight_parts;
+    const int64_t panels = CpuLayout::Panels(width, layout_.panel_columns);
     for (int64_t item; (item = job_.weights.Take()) >= 0;) {
-      const int64_t column = item / per_panel * layout_.panel_columns;
-      const int64_t piece = item % per_panel;
+      const int64_t panel = item / per_panel, piece = item % per_panel, part = panel / panels;
+      const int64_t from = panel % panels * layout_.panel_columns;
+      const Columns columns = {part, part * width + from, width - from};
       const bool with_bias = piece == 0 && call_.d_bias != nullptr;
       if (piece < of_kernel) {
-        Piece(static_cast<Stored*>(call_.d_kernel), p_.input_dim, piece * job_.weight_rows, column,
+        Piece(static_cast<Stored*>(call_.d_kernel), p_.input_dim, piece * job_.weight_rows, columns,
               true, with_bias);
       } else {
         Piece(static_cast<Stored*>(call_.d_recurrent_kernel), p_.units,
-              (piece - of_kernel) * job_.weight_rows, column, false, with_bias);
+              (piece - of_kernel) * job_.weight_rows, columns, false, with_bias);
       }
     }
   }
 
  private:
+  // Of a piece: a panel's, from `first` on.
+  struct Columns {
+    int64_t gate;  // where there are factors
+    int64_t first;
+    int64_t lanes;  // up to the end of the matrix or gate
+  };
+
   // Where a piece's sums stand.
   struct Sums {
     T* rows;
@@ -52,12 +63,12 @@ class WeightGradients {
     int64_t stride;  // between rows
   };
 
-  // Rows [row, row + weight_rows) of `result`, columns [column, column + 4*width).
-  void Piece(Stored* result, int64_t height, int64_t row, int64_t column, bool left_is_x,
+  // Rows [row, row + weight_rows) of `result`.
+  void Piece(Stored* result, int64_t height, int64_t row, const Columns& columns, bool left_is_x,
              bool with_bias) {
     if (result == nullptr && !with_bias) return;
     const int64_t count = row + job_.weight_rows < height ? job_.weight_rows : height - row;
-    const int64_t lanes = 4 * p_.units - column;
+    const int64_t column = columns.first, lanes = columns.lanes;
     // Sums of a half-precision result stand in memory of the worker's own until they are complete.
     Sums sums = {sums_, sums_ + count * layout_.panel_columns, layout_.panel_columns};
     if constexpr (!kWidened<Stored>) {
@@ -73,7 +84,8 @@ class WeightGradients {
       for (int64_t k = 0; k < length; ++k) {
         const int64_t n = begin + k;
         PackRow(d_gates_ + n * 4 * p_.units, column, panel_ + k * layout_.panel_columns);
-        rows[k] = left_is_x ? InputAt(n, k, row, count) : h_before_ + n * p_.units + row;
+        rows[k] = left_is_x ? InputAt(n, k, row, count, columns.gate)
+                            : StateAt(n, k, row, count, columns.gate);
       }
       if (with_bias) AddBias(sums.bias, lanes, length, begin == 0);
       if (result == nullptr) continue;
@@ -91,17 +103,36 @@ class WeightGradients {
     }
   }
 
-  // Values [row, row + count) of x of compact row n; widened, if they must be, into row k of
-  // x_block_.
-  const T* InputAt(int64_t n, int64_t k, int64_t row, int64_t count) const {
-    const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * p_.input_dim + row;
+  // Values [row, row + count) of x of compact row n; widened, or times the gate's factors, in row k
+  // of staged_.
+  const T* InputAt(int64_t n, int64_t k, int64_t row, int64_t count, int64_t gate) const {
+    const int64_t D = p_.input_dim;
+    const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * D + row;
+    T* staged = staged_ + k * job_.weight_rows;
+    if (p_.input_factors != nullptr) {
+      Multiply(staged, x, Factors(p_.input_factors, n, gate, D) + row, count);
+      return staged;
+    }
     if constexpr (kWidened<Stored>) {
-      T* input = x_block_ + k * job_.weight_rows;
-      Convert(input, x, count);
-      return input;
+      Convert(staged, x, count);
+      return staged;
     } else {
       return x;
     }
+  }
+
+  // ... of h_{t-1}.
+  const T* StateAt(int64_t n, int64_t k, int64_t row, int64_t count, int64_t gate) const {
+    const T* h = h_before_ + n * p_.units + row;
+    if (p_.recurrent_factors == nullptr) return h;
+    T* staged = staged_ + k * job_.weight_rows;
+    Multiply(staged, h, Factors(p_.recurrent_factors, n, gate, p_.units) + row, count);
+    return staged;
+  }
+
+  // (width) of compact row n, from (4,B,width).
+  const Stored* Factors(const void* factors, int64_t n, int64_t gate, int64_t width) const {
+    return static_cast<const Stored*>(factors) + (gate * p_.batch + job_.batch_rows[n]) * width;
   }
 
   // The first tiles of a block fetch the next one's dG, a line of each row.
@@ -164,7 +195,7 @@ class WeightGradients {
   const T* d_gates_;   // (N,4U)
   const T* h_before_;  // (N,U)
   T* panel_;           // (kWeightBlock, 4*width) packed block of dG
-  T* x_block_;         // (kWeightBlock, weight_rows) widened block of x
+  T* staged_;          // (kWeightBlock, weight_rows) copied block of x or h
   T* sums_;            // (weight_rows + 1, 4*width)
 };
 

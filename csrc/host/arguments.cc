@@ -1,6 +1,7 @@
 #include "host/arguments.h"
 
 #include <cstdio>
+#include <cstring>
 
 namespace masked_lstm {
 namespace {
@@ -29,9 +30,43 @@ Status CheckShape(const char* name, const ArgumentShape& shape, int rank, const 
                expected, got);
 }
 
+static Status CheckRowSplits(const ArgumentShapes& s, const int64_t* row_splits, int64_t* batch,
+                             int64_t* timesteps) {
+  char got[96];
+  if (s.x.rank != 2) {
+    Print(s.x.rank, s.x.dims, got);
+    return Error(StatusCode::kInvalidArgument, "values: expected shape (values, input_dim), got %s",
+                 got);
+  }
+  if (s.row_splits.rank != 1 || s.row_splits.dims[0] < 1) {
+    Print(s.row_splits.rank, s.row_splits.dims, got);
+    return Error(StatusCode::kInvalidArgument, "row_splits: expected shape (batch + 1,), got %s",
+                 got);
+  }
+  *batch = s.row_splits.dims[0] - 1;
+  *timesteps = 0;
+  const int64_t values = s.x.dims[0];
+  for (int64_t i = 0; i <= *batch; ++i) {
+    const int64_t low = i == 0 ? 0 : row_splits[i - 1];
+    if (row_splits[i] < low || row_splits[i] > values || (i == 0 && row_splits[i] > 0) ||
+        (i == *batch && row_splits[i] != values)) {
+      return Error(StatusCode::kInvalidArgument,
+                   "row_splits[%lld]: expected numbers that rise from 0 to values = %lld, got %lld",
+                   static_cast<long long>(i), static_cast<long long>(values),
+                   static_cast<long long>(row_splits[i]));
+    }
+    if (row_splits[i] - low > *timesteps) *timesteps = row_splits[i] - low;
+  }
+  return OkStatus();
+}
+
 Status CheckArguments(const ArgumentShapes& s, LstmProblem* problem) noexcept {
   char got[96];
-  if (s.x.rank != 3) {
+  const bool ragged = problem->row_splits != nullptr;
+  int64_t batch = s.x.dims[0], timesteps = s.x.dims[1];
+  if (ragged) {
+    MASKED_LSTM_RETURN_IF_ERROR(CheckRowSplits(s, problem->row_splits, &batch, &timesteps));
+  } else if (s.x.rank != 3) {
     Print(s.x.rank, s.x.dims, got);
     return Error(StatusCode::kInvalidArgument,
                  "inputs: expected shape (batch, timesteps, input_dim), got %s", got);
@@ -43,7 +78,7 @@ Status CheckArguments(const ArgumentShapes& s, LstmProblem* problem) noexcept {
     return Error(StatusCode::kInvalidArgument,
                  "recurrent_kernel: expected shape (units, 4*units) with units >= 1, got %s", got);
   }
-  const int64_t batch = s.x.dims[0], timesteps = s.x.dims[1], input_dim = s.x.dims[2];
+  const int64_t input_dim = s.x.dims[ragged ? 1 : 2];
   const int64_t units = s.recurrent_kernel.dims[0], columns = s.recurrent_kernel.dims[1];
   MASKED_LSTM_RETURN_IF_ERROR(
       CheckShape("kernel", s.kernel, 2, {input_dim, columns, 0}, "(input_dim, 4*units)"));
@@ -66,6 +101,14 @@ Status CheckArguments(const ArgumentShapes& s, LstmProblem* problem) noexcept {
     MASKED_LSTM_RETURN_IF_ERROR(
         CheckShape("sequence_lengths", s.sequence_lengths, 1, {batch, 0, 0}, "(batch,)"));
   }
+  if (s.input_factors.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(CheckShape("input_factors", s.input_factors, 3,
+                                           {4, batch, input_dim}, "(4, batch, input_dim)"));
+  }
+  if (s.recurrent_factors.rank >= 0) {
+    MASKED_LSTM_RETURN_IF_ERROR(CheckShape("recurrent_factors", s.recurrent_factors, 3,
+                                           {4, batch, units}, "(4, batch, units)"));
+  }
   problem->batch = batch;
   problem->timesteps = timesteps;
   problem->input_dim = input_dim;
@@ -73,10 +116,26 @@ Status CheckArguments(const ArgumentShapes& s, LstmProblem* problem) noexcept {
   return OkStatus();
 }
 
+Status ParseActivation(const char* argument, const char* name, Activation* activation) noexcept {
+  static const char* const kNames[kActivations] = {"tanh",         "sigmoid", "relu",
+                                                   "hard_sigmoid", "linear",  "softsign"};
+  for (int i = 0; i < kActivations; ++i) {
+    if (std::strcmp(name, kNames[i]) != 0) continue;
+    *activation = static_cast<Activation>(i);
+    return OkStatus();
+  }
+  return Error(StatusCode::kInvalidArgument,
+               "%s: expected tanh, sigmoid, relu, hard_sigmoid, linear or softsign, got '%.40s'",
+               argument, name);
+}
+
 Status CheckResultGradients(const LstmProblem& p, const ArgumentShape& d_outputs,
                             const ArgumentShape& d_h, const ArgumentShape& d_c) noexcept {
   if (d_outputs.rank >= 0) {
-    if (p.return_sequences) {
+    if (p.return_sequences && p.row_splits != nullptr) {
+      MASKED_LSTM_RETURN_IF_ERROR(CheckShape(
+          "d_outputs", d_outputs, 2, {p.row_splits[p.batch], p.units, 0}, "(values, units)"));
+    } else if (p.return_sequences) {
       MASKED_LSTM_RETURN_IF_ERROR(CheckShape(
           "d_outputs", d_outputs, 3, {p.batch, p.timesteps, p.units}, "(batch, timesteps, units)"));
     } else {

@@ -13,10 +13,12 @@ struct ArgumentShape {
 };
 
 struct ArgumentShapes {
-  ArgumentShape x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths;
+  ArgumentShape x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths, input_factors,
+      recurrent_factors, row_splits;
 };
 
-// Sets batch, timesteps, input_dim and units of *problem. Errors: kInvalidArgument naming the
+// Sets batch, timesteps, input_dim and units of *problem; where problem->row_splits is set it is
+// checked and x has the shape (values, input_dim). Errors: kInvalidArgument naming the
 // argument, the shape expected and the one that came.
 Status CheckArguments(const ArgumentShapes& shapes, LstmProblem* problem) noexcept;
 
@@ -24,6 +26,10 @@ Status CheckArguments(const ArgumentShapes& shapes, LstmProblem* problem) noexce
 // units)").
 Status CheckShape(const char* name, const ArgumentShape& shape, int rank, const int64_t (&dims)[3],
                   const char* letters) noexcept;
+
+// "tanh", "sigmoid", "relu", "hard_sigmoid", "linear" or "softsign"; `argument` is named in the
+// error.
+Status ParseActivation(const char* argument, const char* name, Activation* activation) noexcept;
 
 // The gradients that arrive at the results of `problem`.
 Status CheckResultGradients(const LstmProblem& problem, const ArgumentShape& d_outputs,

@@ -65,16 +65,45 @@ Array NewReserve(const LstmProblem& p, int64_t values) {
 
 const void* DataOf(const MaybeArray& array) { return array ? array->data() : nullptr; }
 
+MaybeArray MaybeArrayOf(const py::handle& value) {
+  if (value.is_none()) return std::nullopt;
+  return value.cast<Array>();
+}
+
+// The options every call has, in core.py's order.
 struct Options {
   bool go_backwards, zero_output_for_mask, return_sequences;
+  std::string activation, recurrent_activation;
   int threads;
   std::optional<std::string> isa;
+
+  explicit Options(const py::tuple& o)
+      : go_backwards(o[0].cast<bool>()),
+        zero_output_for_mask(o[1].cast<bool>()),
+        return_sequences(o[2].cast<bool>()),
+        activation(o[3].cast<std::string>()),
+        recurrent_activation(o[4].cast<std::string>()),
+        threads(o[5].cast<int>()),
+        isa(o[6].cast<std::optional<std::string>>()) {}
 };
 
-// The arguments every call has.
+// The arrays every call has, likewise.
 struct Inputs {
   Array x, kernel, recurrent_kernel;
-  MaybeArray bias, h0, c0, mask, sequence_lengths;
+  MaybeArray bias, h0, c0, mask, sequence_lengths, input_factors, recurrent_factors, row_splits;
+
+  explicit Inputs(const py::tuple& a)
+      : x(a[0].cast<Array>()),
+        kernel(a[1].cast<Array>()),
+        recurrent_kernel(a[2].cast<Array>()),
+        bias(MaybeArrayOf(a[3])),
+        h0(MaybeArrayOf(a[4])),
+        c0(MaybeArrayOf(a[5])),
+        mask(MaybeArrayOf(a[6])),
+        sequence_lengths(MaybeArrayOf(a[7])),
+        input_factors(MaybeArrayOf(a[8])),
+        recurrent_factors(MaybeArrayOf(a[9])),
+        row_splits(MaybeArrayOf(a[10])) {}
 
   LstmProblem Problem(const Options& options) const {
     LstmProblem p;
@@ -87,9 +116,14 @@ struct Inputs {
     } else {
       ThrowIfError(IsaFromEnvironment(&p.isa));
     }
+    ThrowIfError(ParseActivation("activation", options.activation.c_str(), &p.activation));
+    ThrowIfError(ParseActivation("recurrent_activation", options.recurrent_activation.c_str(),
+                                 &p.recurrent_activation));
+    p.row_splits = static_cast<const int64_t*>(DataOf(row_splits));
     ThrowIfError(
         CheckArguments({ShapeOf(x), ShapeOf(kernel), ShapeOf(recurrent_kernel), ShapeOf(bias),
-                        ShapeOf(h0), ShapeOf(c0), ShapeOf(mask), ShapeOf(sequence_lengths)},
+                        ShapeOf(h0), ShapeOf(c0), ShapeOf(mask), ShapeOf(sequence_lengths),
+                        ShapeOf(input_factors), ShapeOf(recurrent_factors), ShapeOf(row_splits)},
                        &p));
     p.x = x.data();
     p.kernel = kernel.data();
@@ -97,6 +131,8 @@ struct Inputs {
     p.bias = DataOf(bias);
     p.h0 = DataOf(h0);
     p.c0 = DataOf(c0);
+    p.input_factors = DataOf(input_factors);
+    p.recurrent_factors = DataOf(recurrent_factors);
     p.mask = static_cast<const uint8_t*>(DataOf(mask));
     p.sequence_lengths = static_cast<const int32_t*>(DataOf(sequence_lengths));
     return p;
@@ -120,22 +156,30 @@ Status WithoutGil(F f) {
   return status;
 }
 
-py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias, MaybeArray h0,
-                  MaybeArray c0, MaybeArray mask, MaybeArray sequence_lengths, bool go_backwards,
-                  bool zero_output_for_mask, bool return_sequences, bool save_reserve, int threads,
-                  std::optional<std::string> isa) {
-  const Inputs inputs = {x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths};
+// Of x, and of outputs: every step of every row.
+std::vector<py::ssize_t> SequencesShape(const LstmProblem& p, int64_t width) {
+  if (p.row_splits != nullptr) return {p.row_splits[p.batch], width};
+  return {p.batch, p.timesteps, width};
+}
+
+std::vector<py::ssize_t> OutputsShape(const LstmProblem& p) {
+  if (!p.return_sequences) return {p.batch, p.units};
+  return SequencesShape(p, p.units);
+}
+
+py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_reserve) {
+  const Inputs inputs(arrays);
+  const Options options(more);
+  const int threads = options.threads;
   LstmForward call;
-  call.problem = inputs.Problem(
-      {go_backwards, zero_output_for_mask, return_sequences, threads, std::move(isa)});
+  call.problem = inputs.Problem(options);
   const LstmProblem& p = call.problem;
   int64_t steps = 0;
   size_t bytes = 0;
   ThrowIfError(CountValidSteps(p, &steps));
   ThrowIfError(LstmForwardWorkspaceBytes(p, threads, &bytes));
-  const py::dtype dtype = x.dtype();
-  Array outputs = return_sequences ? NewArray(dtype, {p.batch, p.timesteps, p.units})
-                                   : NewArray(dtype, {p.batch, p.units});
+  const py::dtype dtype = inputs.x.dtype();
+  Array outputs = NewArray(dtype, OutputsShape(p));
   Array h = NewArray(dtype, {p.batch, p.units}), c = NewArray(dtype, {p.batch, p.units});
   py::object reserve = py::none();
   if (save_reserve) {
@@ -154,15 +198,13 @@ py::tuple Forward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias
   return py::make_tuple(outputs, h, c, reserve);
 }
 
-py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bias, MaybeArray h0,
-                   MaybeArray c0, MaybeArray mask, MaybeArray sequence_lengths, MaybeArray reserve,
-                   MaybeArray d_outputs, MaybeArray d_h, MaybeArray d_c, bool go_backwards,
-                   bool zero_output_for_mask, bool return_sequences, bool overwrite_reserve,
-                   int threads, std::optional<std::string> isa) {
-  const Inputs inputs = {x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths};
+py::tuple Backward(const py::tuple& arrays, const py::tuple& more, MaybeArray reserve,
+                   MaybeArray d_outputs, MaybeArray d_h, MaybeArray d_c, bool overwrite_reserve) {
+  const Inputs inputs(arrays);
+  const Options options(more);
+  const int threads = options.threads;
   LstmBackward call;
-  call.problem = inputs.Problem(
-      {go_backwards, zero_output_for_mask, return_sequences, threads, std::move(isa)});
+  call.problem = inputs.Problem(options);
   const LstmProblem& p = call.problem;
   int64_t steps = 0;
   size_t bytes = 0;
@@ -173,10 +215,10 @@ py::tuple Backward(Array x, Array kernel, Array recurrent_kernel, MaybeArray bia
                             "(5 * units * valid steps,)"));
   }
   ThrowIfError(LstmBackwardWorkspaceBytes(p, reserve.has_value(), threads, &bytes));
-  const py::dtype dtype = x.dtype();
+  const py::dtype dtype = inputs.x.dtype();
   const bool in_place = overwrite_reserve && reserve && reserve->writeable();
   const size_t scratch_bytes = in_place ? 0 : steps * 5 * p.units * ComputeBytes(p.dtype);
-  Array dx = NewArray(dtype, {p.batch, p.timesteps, p.input_dim});
+  Array dx = NewArray(dtype, SequencesShape(p, p.input_dim));
   Array d_kernel = NewArray(dtype, {p.input_dim, 4 * p.units});
   Array d_recurrent_kernel = NewArray(dtype, {p.units, 4 * p.units});
   Array d_bias = NewArray(dtype, {4 * p.units});
@@ -233,7 +275,7 @@ const CpuKernels& KernelsNamed(const std::string& name) {
 }
 
 // sigmoid or tanh as the kernels compute it; for tests.
-Array Activation(const std::string& name, Array x, const std::string& isa) {
+Array ApplyActivation(const std::string& name, Array x, const std::string& isa) {
   const CpuKernels& kernels = KernelsNamed(isa);
   if (name != "sigmoid" && name != "tanh") {
     throw py::value_error("name: expected sigmoid or tanh, got '" + name + "'");
@@ -289,6 +331,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernel_calls", Calls);
   m.def("isas", SupportedIsas);
   m.def("isa", IsaInUse);
-  m.def("activation", Activation);
+  m.def("activation", ApplyActivation);
   m.def("multiply_add_rate", MultiplyAddRate);
 }

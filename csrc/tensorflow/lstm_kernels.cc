@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "host/arguments.h"
@@ -101,7 +102,7 @@ class SpareWorkspace {
   Tensor kept_;
 };
 
-// What the forward op and its gradient share: attributes and the first seven inputs.
+// What the forward op and its gradient share: attributes and the first nine inputs.
 class LstmOpBase : public OpKernel {
  public:
   explicit LstmOpBase(OpKernelConstruction* construction) : OpKernel(construction) {
@@ -109,6 +110,8 @@ class LstmOpBase : public OpKernel {
     OP_REQUIRES_OK(construction,
                    construction->GetAttr("zero_output_for_mask", &zero_output_for_mask_));
     OP_REQUIRES_OK(construction, construction->GetAttr("return_sequences", &return_sequences_));
+    ReadActivation(construction, "activation", &activation_);
+    ReadActivation(construction, "recurrent_activation", &recurrent_activation_);
   }
 
  protected:
@@ -121,20 +124,33 @@ class LstmOpBase : public OpKernel {
                           ShapeOf(context->input(4)),
                           ShapeOf(context->input(5)),
                           {},
+                          {},
+                          {},
+                          {},
                           {}};
     if (mask.dtype() == tensorflow::DT_BOOL) {
       shapes.mask = ShapeOf(mask);
       p->mask = static_cast<const uint8_t*>(Data(mask));
+    } else if (mask.dtype() == tensorflow::DT_INT64) {
+      shapes.row_splits = ShapeOf(mask);
+      p->row_splits = static_cast<const int64_t*>(Data(mask));
     } else if (mask.dims() > 0) {
       shapes.sequence_lengths = ShapeOf(mask);
       p->sequence_lengths = static_cast<const int32_t*>(Data(mask));
     }
+    const Tensor &input_factors = context->input(7), &recurrent_factors = context->input(8);
+    if (input_factors.dims() != 1) shapes.input_factors = ShapeOf(input_factors);
+    if (recurrent_factors.dims() != 1) shapes.recurrent_factors = ShapeOf(recurrent_factors);
     TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
     TF_RETURN_IF_ERROR(ToAbsl(IsaFromEnvironment(&p->isa)));
     p->dtype = DTypeOf(context->input(0));
     p->go_backwards = go_backwards_;
     p->zero_output_for_mask = zero_output_for_mask_;
     p->return_sequences = return_sequences_;
+    p->activation = activation_;
+    p->recurrent_activation = recurrent_activation_;
+    if (input_factors.dims() != 1) p->input_factors = Data(input_factors);
+    if (recurrent_factors.dims() != 1) p->recurrent_factors = Data(recurrent_factors);
     p->x = Data(context->input(0));
     p->kernel = Data(context->input(1));
     p->recurrent_kernel = Data(context->input(2));
@@ -148,13 +164,27 @@ class LstmOpBase : public OpKernel {
     return steps * 5 * p.units * ComputeBytes(p.dtype);
   }
 
+  // Of x, and of outputs: every step of every row.
+  static TensorShape SequencesShape(const LstmProblem& p, int64_t width) {
+    if (p.row_splits != nullptr) return TensorShape({p.row_splits[p.batch], width});
+    return TensorShape({p.batch, p.timesteps, width});
+  }
+
   static TensorShape StateShape(const LstmProblem& p) { return TensorShape({p.batch, p.units}); }
 
  protected:
   SpareWorkspace spare_;
 
  private:
+  static void ReadActivation(OpKernelConstruction* construction, const char* attribute,
+                             Activation* activation) {
+    std::string name;
+    OP_REQUIRES_OK(construction, construction->GetAttr(attribute, &name));
+    OP_REQUIRES_OK(construction, ToAbsl(ParseActivation(attribute, name.c_str(), activation)));
+  }
+
   bool go_backwards_, zero_output_for_mask_, return_sequences_;
+  Activation activation_, recurrent_activation_;
 };
 
 class LstmOp : public LstmOpBase {
@@ -177,8 +207,7 @@ class LstmOp : public LstmOpBase {
       OP_REQUIRES_OK(
           context,
           context->allocate_output(
-              0, p.return_sequences ? TensorShape({p.batch, p.timesteps, p.units}) : StateShape(p),
-              &outputs));
+              0, p.return_sequences ? SequencesShape(p, p.units) : StateShape(p), &outputs));
       call.outputs = FreshData(outputs);
     }
     OP_REQUIRES_OK(context, context->allocate_output(1, StateShape(p), &h));
@@ -210,7 +239,7 @@ class LstmGradOp : public LstmOpBase {
   using LstmOpBase::LstmOpBase;
 
   void Compute(OpKernelContext* context) override {
-    constexpr int kReserve = 7, kDOutputs = 8, kDH = 9, kDC = 10;
+    constexpr int kReserve = 9, kDOutputs = 10, kDH = 11, kDC = 12;
     LstmBackward call;
     LstmProblem& p = call.problem;
     int64_t steps = 0;
@@ -235,7 +264,7 @@ class LstmGradOp : public LstmOpBase {
     const struct {
       TensorShape shape;
       void** data;
-    } results[] = {{TensorShape({p.batch, p.timesteps, p.input_dim}), &call.dx},
+    } results[] = {{SequencesShape(p, p.input_dim), &call.dx},
                    {TensorShape({p.input_dim, 4 * p.units}), &call.d_kernel},
                    {TensorShape({p.units, 4 * p.units}), &call.d_recurrent_kernel},
                    {TensorShape({4 * p.units}), &call.d_bias},

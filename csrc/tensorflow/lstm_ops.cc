@@ -13,30 +13,44 @@ using tensorflow::shape_inference::ShapeHandle;
 
 struct Dims {
   DimensionHandle batch, timesteps, input_dim, units, columns;
+  DimensionHandle values;  // of a ragged batch
+  bool ragged;
+
+  // Of x, and of outputs: every step of every row.
+  ShapeHandle Sequences(InferenceContext* c, DimensionHandle width) const {
+    return ragged ? c->Matrix(values, width) : c->MakeShape({batch, timesteps, width});
+  }
 };
 
-// Reads and cross-checks the seven inputs both ops begin with.
+// Reads and cross-checks the nine inputs both ops begin with.
 absl::Status InferDims(InferenceContext* c, Dims* dims) {
-  ShapeHandle x, kernel, recurrent_kernel, bias, h0, c0, mask;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &x));
+  ShapeHandle x, kernel, recurrent_kernel, bias, h0, c0, mask, factors;
+  DataType mask_type;
+  TF_RETURN_IF_ERROR(c->GetAttr("Tmask", &mask_type));
+  dims->ragged = mask_type == tensorflow::DT_INT64;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), dims->ragged ? 2 : 3, &x));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &kernel));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 2, &recurrent_kernel));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(3), 1, &bias));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(4), 2, &h0));
   TF_RETURN_IF_ERROR(c->WithRank(c->input(5), 2, &c0));
-  dims->timesteps = c->Dim(x, 1);
-  TF_RETURN_IF_ERROR(c->Merge(c->Dim(x, 2), c->Dim(kernel, 0), &dims->input_dim));
-  TF_RETURN_IF_ERROR(c->Merge(c->Dim(x, 0), c->Dim(h0, 0), &dims->batch));
-  TF_RETURN_IF_ERROR(c->Merge(dims->batch, c->Dim(c0, 0), &dims->batch));
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(x, -1), c->Dim(kernel, 0), &dims->input_dim));
+  TF_RETURN_IF_ERROR(c->Merge(c->Dim(h0, 0), c->Dim(c0, 0), &dims->batch));
+  if (dims->ragged) {
+    dims->values = c->Dim(x, 0);
+  } else {
+    dims->timesteps = c->Dim(x, 1);
+    TF_RETURN_IF_ERROR(c->Merge(dims->batch, c->Dim(x, 0), &dims->batch));
+  }
   TF_RETURN_IF_ERROR(c->Merge(c->Dim(recurrent_kernel, 0), c->Dim(h0, 1), &dims->units));
   TF_RETURN_IF_ERROR(c->Merge(dims->units, c->Dim(c0, 1), &dims->units));
   TF_RETURN_IF_ERROR(c->Multiply(dims->units, 4, &dims->columns));
   TF_RETURN_IF_ERROR(c->Merge(dims->columns, c->Dim(kernel, 1), &dims->columns));
   TF_RETURN_IF_ERROR(c->Merge(dims->columns, c->Dim(recurrent_kernel, 1), &dims->columns));
   TF_RETURN_IF_ERROR(c->Merge(dims->columns, c->Dim(bias, 0), &dims->columns));
-  DataType mask_type;
-  TF_RETURN_IF_ERROR(c->GetAttr("Tmask", &mask_type));
-  if (mask_type == tensorflow::DT_BOOL) {
+  if (dims->ragged) {
+    TF_RETURN_IF_ERROR(c->WithRank(c->input(6), 1, &mask));
+  } else if (mask_type == tensorflow::DT_BOOL) {
     TF_RETURN_IF_ERROR(c->WithRank(c->input(6), 2, &mask));
     TF_RETURN_IF_ERROR(c->Merge(dims->batch, c->Dim(mask, 0), &dims->batch));
     TF_RETURN_IF_ERROR(c->Merge(dims->timesteps, c->Dim(mask, 1), &dims->timesteps));
@@ -45,6 +59,15 @@ absl::Status InferDims(InferenceContext* c, Dims* dims) {
     if (c->RankKnown(mask) && c->Rank(mask) == 1) {
       TF_RETURN_IF_ERROR(c->Merge(dims->batch, c->Dim(mask, 0), &dims->batch));
     }
+  }
+  for (int input : {7, 8}) {
+    if (!c->RankKnown(c->input(input)) || c->Rank(c->input(input)) == 1) continue;
+    DimensionHandle gates, unused;
+    TF_RETURN_IF_ERROR(c->WithRank(c->input(input), 3, &factors));
+    TF_RETURN_IF_ERROR(c->WithValue(c->Dim(factors, 0), 4, &gates));
+    TF_RETURN_IF_ERROR(c->Merge(dims->batch, c->Dim(factors, 1), &dims->batch));
+    TF_RETURN_IF_ERROR(
+        c->Merge(input == 7 ? dims->input_dim : dims->units, c->Dim(factors, 2), &unused));
   }
   return absl::OkStatus();
 }
@@ -55,8 +78,7 @@ absl::Status ForwardShapes(InferenceContext* c) {
   bool return_sequences;
   TF_RETURN_IF_ERROR(c->GetAttr("return_sequences", &return_sequences));
   const ShapeHandle state = c->Matrix(dims.batch, dims.units);
-  c->set_output(0,
-                return_sequences ? c->MakeShape({dims.batch, dims.timesteps, dims.units}) : state);
+  c->set_output(0, return_sequences ? dims.Sequences(c, dims.units) : state);
   c->set_output(1, state);
   c->set_output(2, state);
   c->set_output(3, c->Vector(c->UnknownDim()));
@@ -67,7 +89,7 @@ absl::Status GradientShapes(InferenceContext* c) {
   Dims dims;
   TF_RETURN_IF_ERROR(InferDims(c, &dims));
   const ShapeHandle state = c->Matrix(dims.batch, dims.units);
-  c->set_output(0, c->MakeShape({dims.batch, dims.timesteps, dims.input_dim}));
+  c->set_output(0, dims.Sequences(c, dims.input_dim));
   c->set_output(1, c->Matrix(dims.input_dim, dims.columns));
   c->set_output(2, c->Matrix(dims.units, dims.columns));
   c->set_output(3, c->Vector(dims.columns));
@@ -78,9 +100,14 @@ absl::Status GradientShapes(InferenceContext* c) {
 
 }  // namespace
 
+#define ACTIVATIONS "{'tanh', 'sigmoid', 'relu', 'hard_sigmoid', 'linear', 'softsign'}"
+
 // mask: bool (batch, timesteps), true = use the step; or int32 (batch,) sequence lengths; or an
-// int32 scalar, not read: every step is valid. reserve: what the gradient needs, opaque bytes;
-// empty unless save_reserve is set and something reads it.
+// int32 scalar, not read: every step is valid; or int64 (batch + 1,) row splits of a ragged batch,
+// whose inputs are (values, input_dim) and outputs (values, units). reserve: what the gradient
+// needs, opaque bytes; empty unless save_reserve is set and something reads it. input_factors (4,
+// batch, input_dim) and recurrent_factors (4, batch, units), or (0,): factors of x and h for each
+// gate's product; they get no gradient.
 REGISTER_OP("MaskedLstm")
     .Input("inputs: T")
     .Input("kernel: T")
@@ -89,15 +116,19 @@ REGISTER_OP("MaskedLstm")
     .Input("h0: T")
     .Input("c0: T")
     .Input("mask: Tmask")
+    .Input("input_factors: T")
+    .Input("recurrent_factors: T")
     .Output("outputs: T")
     .Output("h: T")
     .Output("c: T")
     .Output("reserve: uint8")
     .Attr("T: {half, bfloat16, float, double}")
-    .Attr("Tmask: {bool, int32}")
+    .Attr("Tmask: {bool, int32, int64}")
     .Attr("go_backwards: bool = false")
     .Attr("zero_output_for_mask: bool = false")
     .Attr("return_sequences: bool = true")
+    .Attr("activation: " ACTIVATIONS " = 'tanh'")
+    .Attr("recurrent_activation: " ACTIVATIONS " = 'sigmoid'")
     .Attr("save_reserve: bool = true")
     .SetShapeFn(ForwardShapes);
 
@@ -110,6 +141,8 @@ REGISTER_OP("MaskedLstmGrad")
     .Input("h0: T")
     .Input("c0: T")
     .Input("mask: Tmask")
+    .Input("input_factors: T")
+    .Input("recurrent_factors: T")
     .Input("reserve: uint8")
     .Input("d_outputs: T")
     .Input("d_h: T")
@@ -121,10 +154,12 @@ REGISTER_OP("MaskedLstmGrad")
     .Output("d_h0: T")
     .Output("d_c0: T")
     .Attr("T: {half, bfloat16, float, double}")
-    .Attr("Tmask: {bool, int32}")
+    .Attr("Tmask: {bool, int32, int64}")
     .Attr("go_backwards: bool = false")
     .Attr("zero_output_for_mask: bool = false")
     .Attr("return_sequences: bool = true")
+    .Attr("activation: " ACTIVATIONS " = 'tanh'")
+    .Attr("recurrent_activation: " ACTIVATIONS " = 'sigmoid'")
     .SetShapeFn(GradientShapes);
 
 }  // namespace masked_lstm

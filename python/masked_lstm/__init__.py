@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "LSTM": "layer",
     "lstm": "ops",
+    "ragged_lstm": "ops",
     "kernel_calls": "calls",
     "replace_lstm": "replace",
     "restore_lstm": "replace",

@@ -37,7 +37,18 @@ def _float_array(name, value, dtype=None):
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state):
+def _arguments(
+    inputs,
+    kernel,
+    recurrent_kernel,
+    bias,
+    mask,
+    sequence_lengths,
+    initial_state,
+    input_factors,
+    recurrent_factors,
+    row_splits,
+):
     """The native call's first arguments: contiguous arrays of one dtype."""
     inputs = _float_array("inputs", inputs)
     dtype = inputs.dtype
@@ -61,7 +72,18 @@ def _arguments(inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, i
             )
         h0 = _float_array("initial_state[0] (h)", initial_state[0], dtype)
         c0 = _float_array("initial_state[1] (c)", initial_state[1], dtype)
-    return inputs, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths
+    if input_factors is not None:
+        input_factors = _float_array("input_factors", input_factors, dtype)
+    if recurrent_factors is not None:
+        recurrent_factors = _float_array("recurrent_factors", recurrent_factors, dtype)
+    if row_splits is not None:
+        row_splits = np.asarray(row_splits)
+        if row_splits.dtype.kind not in "iu":
+            raise TypeError(f"row_splits: expected an integer dtype, got {row_splits.dtype}")
+        row_splits = np.array(row_splits, np.int64, order="C")  # a copy, as of the mask
+    factors = (input_factors, recurrent_factors)
+    masks = (mask, sequence_lengths)
+    return inputs, kernel, recurrent_kernel, bias, h0, c0, *masks, *factors, row_splits
 
 
 def _lengths_array(value):
@@ -94,10 +116,15 @@ def forward(
     *,
     mask=None,
     sequence_lengths=None,
+    row_splits=None,
     initial_state=None,
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
     save_reserve=False,
     num_threads=None,
     isa=None,
@@ -112,10 +139,16 @@ def forward(
         bias: (4U,), like inputs, or None.
         mask: (B,T) bool, True = use the step; any pattern. None: every step.
         sequence_lengths: (B,) integers in [0,T], the short form of a right-padded mask.
+        row_splits: (B+1,) integers: a ragged batch, without padding. inputs are (values, D), row b
+            inputs[row_splits[b]:row_splits[b+1]], outputs (values, U), gradients likewise.
         initial_state: (h, c), each (B,U) like inputs. None: zeros.
         go_backwards: walk the valid steps from the last to the first; outputs stand in that order.
         zero_output_for_mask: outputs at masked steps are zeros, not the previous output.
         return_sequences: outputs of every step, else of the last valid one.
+        activation, recurrent_activation: "tanh", "sigmoid", "relu", "hard_sigmoid", "linear" or
+            "softsign", of the cell and of the gates i, f, o.
+        input_factors: (4,B,D), like inputs: gate g is computed from inputs * input_factors[g], at
+            every step. With recurrent_factors, (4,B,U), for h: Keras' dropout. None: ones.
         save_reserve: keep what `backward` needs.
         num_threads: threads to use; None: as many as this process may run on. Changes no bit.
         isa: "generic", "avx2" or "avx512"; None: MASKED_LSTM_ISA from the environment, else the
@@ -129,12 +162,27 @@ def forward(
         computed then.
     """
     arguments = _arguments(
-        inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state
+        inputs,
+        kernel,
+        recurrent_kernel,
+        bias,
+        mask,
+        sequence_lengths,
+        initial_state,
+        input_factors,
+        recurrent_factors,
+        row_splits,
     )
-    options = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
-    return Forward(
-        *_core.forward(*arguments, *options, bool(save_reserve), _thread_count(num_threads), isa)
+    options = (
+        bool(go_backwards),
+        bool(zero_output_for_mask),
+        bool(return_sequences),
+        str(activation),
+        str(recurrent_activation),
+        _thread_count(num_threads),
+        isa,
     )
+    return Forward(*_core.forward(arguments, options, bool(save_reserve)))
 
 
 def backward(
@@ -149,10 +197,15 @@ def backward(
     *,
     mask=None,
     sequence_lengths=None,
+    row_splits=None,
     initial_state=None,
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
     overwrite_reserve=False,
     num_threads=None,
     isa=None,
@@ -173,7 +226,16 @@ def backward(
         TypeError, ValueError: as `forward`.
     """
     arguments = _arguments(
-        inputs, kernel, recurrent_kernel, bias, mask, sequence_lengths, initial_state
+        inputs,
+        kernel,
+        recurrent_kernel,
+        bias,
+        mask,
+        sequence_lengths,
+        initial_state,
+        input_factors,
+        recurrent_factors,
+        row_splits,
     )
     dtype = arguments[0].dtype
     given = {
@@ -186,17 +248,16 @@ def backward(
         None if value is None else _float_array(name, value, expected)
         for name, (value, expected) in given.items()
     ]
-    options = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
-    return Gradients(
-        *_core.backward(
-            *arguments,
-            *gradients,
-            *options,
-            bool(overwrite_reserve),
-            _thread_count(num_threads),
-            isa,
-        )
+    options = (
+        bool(go_backwards),
+        bool(zero_output_for_mask),
+        bool(return_sequences),
+        str(activation),
+        str(recurrent_activation),
+        _thread_count(num_threads),
+        isa,
     )
+    return Gradients(*_core.backward(arguments, options, *gradients, bool(overwrite_reserve)))
 
 
 def library_path():

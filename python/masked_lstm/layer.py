@@ -42,19 +42,38 @@ def never_fused(layer: keras.layers.LSTM) -> str | None:
     """
     if not _ON_TENSORFLOW:
         return f"the fused op needs Keras on TensorFlow, got Keras on {keras.backend.backend()}"
-    activations = keras.activations
-    if layer.activation not in (activations.tanh, keras.ops.tanh, tf.tanh):
-        return f"activation: the fused op computes 'tanh' only, got {_name(layer.activation)}"
-    if layer.recurrent_activation not in (activations.sigmoid, keras.ops.sigmoid, tf.sigmoid):
-        got = _name(layer.recurrent_activation)
-        return f"recurrent_activation: the fused op computes 'sigmoid' only, got {got}"
-    if layer.recurrent_dropout:
-        return f"recurrent_dropout: the fused op has none, got {layer.recurrent_dropout}"
-    if layer.dropout and layer.cell.implementation == 1:
-        return "dropout with implementation=1 (one mask per gate): the fused op takes one mask"
+    for argument in ("activation", "recurrent_activation"):
+        function = getattr(layer, argument)
+        if _fused_activation(function) is None:
+            known = ", ".join(_activations())
+            return f"{argument}: the fused op computes {known}, got {_name(function)}"
     if layer.compute_dtype not in ("float16", "bfloat16", "float32", "float64"):
         return f"dtype: the fused op computes in floating point, got {layer.compute_dtype}"
     return _missing_library()
+
+
+@functools.cache
+def _activations() -> dict:
+    """The op's name of each activation it computes: the functions known by it."""
+    names = ("tanh", "sigmoid", "relu", "hard_sigmoid", "linear", "softsign")
+    functions = {
+        name: [getattr(keras.activations, name), getattr(keras.ops, name, None)] for name in names
+    }
+    for name, function in (
+        ("tanh", tf.tanh),
+        ("sigmoid", tf.sigmoid),
+        ("relu", tf.nn.relu),
+        ("softsign", tf.nn.softsign),
+        ("linear", tf.identity),
+    ):
+        functions[name].append(function)
+    return functions
+
+
+def _fused_activation(activation) -> str | None:
+    """The op's name of a layer's activation; None if it has none."""
+    names = (name for name, functions in _activations().items() if activation in functions)
+    return next(names, None)
 
 
 def _name(activation) -> str:
@@ -166,12 +185,8 @@ class LSTM(keras.layers.LSTM):
             )
         mask = _boolean_mask(mask, sequences)
         states = self._initial_states(initial_state, sequences.shape[0])
-        self._call_reason = reason = self._settings_reason() or self._tracing_reason()
-        if reason is None:
-            return self._call_fused(sequences, states, mask, training)
-        if self.backend == "fused":
-            raise ValueError(f"backend='fused' is not possible here: {reason}")
-        return self._call_keras(sequences, states, mask, training)
+        call = self._call_fused if self._choose_fused() else self._call_keras
+        return call(sequences, states, mask, training)
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """Keras' own loop, with masks meaning what they do on the fused path."""
@@ -188,6 +203,13 @@ class LSTM(keras.layers.LSTM):
             any_valid = tf.reduce_any(mask, axis=1, keepdims=True)
             last_output = tf.where(any_valid, states[0], tf.zeros_like(states[0]))
         return last_output, outputs, states
+
+    def _choose_fused(self):
+        """Whether this call takes the fused path; if not, why is in `fused_reason`."""
+        self._call_reason = reason = self._settings_reason() or self._tracing_reason()
+        if reason is not None and self.backend == "fused":
+            raise ValueError(f"backend='fused' is not possible here: {reason}")
+        return reason is None
 
     def _settings_reason(self):
         """Why not fused, as far as settings and device tell."""
@@ -238,28 +260,70 @@ class LSTM(keras.layers.LSTM):
         return states
 
     def _call_fused(self, sequences, states, mask, training):
+        """`sequences`: padded, or a RaggedTensor (mask None), which is computed as it is."""
         from . import ops
 
-        if self.dropout:
-            # Keras draws on every call, used or not; the same seed must give the same numbers.
-            ones = tf.ones(tf.gather(tf.shape(sequences), [0, 2]), sequences.dtype)
-            keep = keras.random.dropout(ones, self.dropout, seed=self.cell.seed_generator)
-            if training and self.dropout < 1:
-                sequences = sequences * keep[:, tf.newaxis, :]
-        weights = (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
-        outputs, h, c = ops.lstm(
-            keras.ops.cast(sequences, self.compute_dtype),
-            *(None if w is None else keras.ops.cast(w, self.compute_dtype) for w in weights),
-            mask=mask,
+        ragged = isinstance(sequences, tf.RaggedTensor)
+        dtype, cell = self.compute_dtype, self.cell
+        values = tf.cast(sequences.values if ragged else sequences, dtype)
+        batch = sequences.nrows() if ragged else tf.shape(sequences)[0]
+        keep, input_factors, recurrent_factors = self._draw_dropout(
+            batch, values.shape[-1], training
+        )
+        if keep is not None:
+            keep = tf.gather(keep, sequences.value_rowids()) if ragged else keep[:, tf.newaxis]
+            values = values * keep
+        options = dict(
             initial_state=states,
             go_backwards=self.go_backwards,
-            zero_output_for_mask=self.zero_output_for_mask,  # Bidirectional sets it late
             return_sequences=self.return_sequences,
+            activation=_fused_activation(self.activation),
+            recurrent_activation=_fused_activation(self.recurrent_activation),
+            input_factors=input_factors,
+            recurrent_factors=recurrent_factors,
         )
+        weights = (cell.kernel, cell.recurrent_kernel, cell.bias)
+        weights = [None if w is None else keras.ops.cast(w, dtype) for w in weights]
+        if ragged:
+            outputs, h, c = ops.ragged_lstm(values, sequences.row_splits, *weights, **options)
+            if self.return_sequences:
+                outputs = sequences.with_values(outputs)
+        else:
+            options["zero_output_for_mask"] = (
+                self.zero_output_for_mask
+            )  # Bidirectional sets it late
+            outputs, h, c = ops.lstm(values, *weights, mask=mask, **options)
         if self.stateful:
             for variable, value in zip(self.states, (h, c), strict=True):
                 variable.assign(value)
         return (outputs, h, c) if self.return_state else outputs
+
+    def _draw_dropout(self, batch, input_dim, training):
+        """Dropout's factors, each None where there is none: (B,D) of x for all gates; or, with
+        implementation 1, the op's factors of x (4,B,D) and h (4,B,U) for each gate.
+
+        The numbers are Keras' own, in its order: it draws on every call, whether they are used or
+        not. recurrent_dropout brings implementation 1 with it.
+        """
+        count = 4 if self.cell.implementation == 1 else 1
+
+        def draw(rate, size):
+            if not rate:
+                return None
+            ones = tf.ones((batch, size), self.compute_dtype)
+            seed = self.cell.seed_generator
+            masks = [keras.random.dropout(ones, rate, seed=seed) for _ in range(count)]
+            return masks if training and rate < 1 else None
+
+        inputs = draw(self.dropout, input_dim)
+        recurrent = draw(self.recurrent_dropout, self.units)
+        if count == 1:
+            return None if inputs is None else inputs[0], None, None
+        return (
+            None,
+            None if inputs is None else tf.stack(inputs),
+            None if recurrent is None else tf.stack(recurrent),
+        )
 
     def _call_keras(self, sequences, states, mask, training):
         batch, timesteps, _ = sequences.shape
@@ -277,7 +341,7 @@ class LSTM(keras.layers.LSTM):
             self._maybe_reset_dropout_masks(self.cell)  # Keras keeps them if the call fails
 
     def _call_ragged(self, sequences, initial_state, mask, training):
-        """A ragged batch, through its padded form; `return_sequences` gives a ragged batch back."""
+        """A ragged batch; `return_sequences` gives a ragged batch back."""
         if mask is not None:
             raise ValueError("mask: expected None for a RaggedTensor (its rows have no padding)")
         if sequences.ragged_rank != 1:
@@ -285,9 +349,12 @@ class LSTM(keras.layers.LSTM):
                 "sequences: expected a RaggedTensor with ragged timesteps only (ragged_rank 1), "
                 f"got ragged_rank {sequences.ragged_rank}"
             )
+        states = self._initial_states(initial_state, sequences.shape[0])
+        if self._choose_fused():
+            return self._call_fused(sequences, states, None, training)
         padded = sequences.to_tensor()
         mask = tf.sequence_mask(sequences.row_lengths(), tf.shape(padded)[1])
-        result = self.call(padded, initial_state, mask, training)
+        result = self._call_keras(padded, states, mask, training)
         if not self.return_sequences:
             return result
         outputs, *states = result if self.return_state else (result,)

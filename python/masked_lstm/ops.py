@@ -120,7 +120,7 @@ def _check_static_shapes(tensors):
 
     tensors: name -> (tensor, letters of its dimensions), the letters' sizes read in this order.
     """
-    sizes = {}
+    sizes = {"4": 4}
     for name, (tensor, letters) in tensors.items():
         if tensor is None or tensor.shape.rank is None:
             continue
@@ -132,7 +132,7 @@ def _check_static_shapes(tensors):
         )
         if not fits:
             known = ", ".join(
-                letter if size is None else f"{letter} = {size}"
+                letter if size is None or letter == "4" else f"{letter} = {size}"
                 for letter, size in zip(letters, expected, strict=True)
             )
             raise ValueError(f"{name}: expected shape ({known}), got {tuple(got)}")
@@ -155,6 +155,10 @@ def lstm(
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
     recompute=False,
 ):
     """Runs an LSTM over the valid timesteps of a padded batch; differentiable in every float input.
@@ -173,6 +177,11 @@ def lstm(
         go_backwards: walk the valid steps from the last to the first; outputs stand in that order.
         zero_output_for_mask: outputs at masked steps are zeros, not the previous output.
         return_sequences: outputs of every step, else of the last valid one.
+        activation, recurrent_activation: "tanh", "sigmoid", "relu", "hard_sigmoid", "linear" or
+            "softsign", of the cell and of the gates i, f, o.
+        input_factors: (4,B,D), like inputs: gate g is computed from inputs * input_factors[g], at
+            every step. With recurrent_factors, (4,B,U), for h: Keras' dropout. None: ones. They are
+            taken as constants: no gradient is computed for them.
         recompute: keep nothing for the gradient (else 5U values per valid step) and run the forward
             pass again there: a third more arithmetic, the same bits.
 
@@ -184,12 +193,116 @@ def lstm(
         TypeError: a wrong dtype. ValueError: a wrong shape known while tracing, or both mask and
         sequence_lengths. tf.errors.InvalidArgumentError: a wrong shape or length found when run.
     """
+    mask = _mask_tensor(mask, sequence_lengths)
+    letters = {
+        "inputs": ("batch", "timesteps", "input_dim"),
+        "mask": ("batch", "timesteps") if mask.dtype == tf.bool else ("batch",),
+    }
+    if sequence_lengths is not None:
+        letters["sequence_lengths"] = letters.pop("mask")
+    elif mask.dtype != tf.bool:
+        del letters["mask"]
+    return _call(
+        inputs,
+        mask,
+        letters,
+        kernel,
+        recurrent_kernel,
+        bias,
+        initial_state,
+        activation,
+        recurrent_activation,
+        input_factors,
+        recurrent_factors,
+        recompute,
+        go_backwards=bool(go_backwards),
+        zero_output_for_mask=bool(zero_output_for_mask),
+        return_sequences=bool(return_sequences),
+    )
+
+
+def ragged_lstm(
+    values,
+    row_splits,
+    kernel,
+    recurrent_kernel,
+    bias=None,
+    *,
+    initial_state=None,
+    go_backwards=False,
+    return_sequences=True,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
+    recompute=False,
+):
+    """`lstm` over a ragged batch: no padding anywhere, and the same bits as the padded call.
+
+    Letters as in `lstm`; N values in all.
+
+    Args:
+        values: (N,D), like `inputs` of `lstm`: the steps of all rows, one row after another (as
+            `tf.RaggedTensor.values`).
+        row_splits: (B+1,) integers: row b is values[row_splits[b]:row_splits[b+1]] (as
+            `tf.RaggedTensor.row_splits`).
+        Others as in `lstm`.
+
+    Returns:
+        (outputs, h, c): outputs (N,U), or (B,U) with return_sequences=False; h and c (B,U).
+
+    Raises:
+        As `lstm`; tf.errors.InvalidArgumentError also for row_splits that do not rise from 0 to N.
+    """
+    row_splits = _tensor("row_splits", row_splits)
+    if not row_splits.dtype.is_integer:
+        raise TypeError(f"row_splits: expected an integer dtype, got {row_splits.dtype.name}")
+    return _call(
+        values,
+        tf.cast(row_splits, tf.int64),
+        {"values": ("values", "input_dim"), "row_splits": ("batch + 1",)},
+        kernel,
+        recurrent_kernel,
+        bias,
+        initial_state,
+        activation,
+        recurrent_activation,
+        input_factors,
+        recurrent_factors,
+        recompute,
+        go_backwards=bool(go_backwards),
+        zero_output_for_mask=False,
+        return_sequences=bool(return_sequences),
+    )
+
+
+def _call(
+    inputs,
+    mask,
+    letters,
+    kernel,
+    recurrent_kernel,
+    bias,
+    initial_state,
+    activation,
+    recurrent_activation,
+    input_factors,
+    recurrent_factors,
+    recompute,
+    **options,
+):
+    """Checks what both kinds of batches share and calls the op.
+
+    letters: the names that a caller knows `inputs` and (if there is one) `mask` by, and their
+        dimensions.
+    """
     ops = load()
-    inputs = _tensor("inputs", inputs)
+    inputs_name, *mask_name = letters
+    inputs = _tensor(inputs_name, inputs)
     dtype = inputs.dtype
     if dtype not in (tf.float32, tf.float64, tf.float16, tf.bfloat16):
         expected = "float32, float64, float16 or bfloat16"
-        raise TypeError(f"inputs: expected dtype {expected}, got {dtype.name}")
+        raise TypeError(f"{inputs_name}: expected dtype {expected}, got {dtype.name}")
     kernel = _float_tensor("kernel", kernel, dtype)
     recurrent_kernel = _float_tensor("recurrent_kernel", recurrent_kernel, dtype)
     if bias is not None:
@@ -203,24 +316,38 @@ def lstm(
             raise ValueError(f"initial_state: expected two tensors (h, c), got {got}")
         h0 = _float_tensor("initial_state[0] (h)", initial_state[0], dtype)
         c0 = _float_tensor("initial_state[1] (c)", initial_state[1], dtype)
-    mask = _mask_tensor(mask, sequence_lengths)
+    if input_factors is not None:
+        input_factors = _float_tensor("input_factors", input_factors, dtype)
+    if recurrent_factors is not None:
+        recurrent_factors = _float_tensor("recurrent_factors", recurrent_factors, dtype)
+    for name, value in (
+        ("activation", activation),
+        ("recurrent_activation", recurrent_activation),
+    ):
+        if value not in composite.ACTIVATIONS:
+            expected = ", ".join(composite.ACTIVATIONS)
+            raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
     _check_static_shapes(
         {
-            "inputs": (inputs, ("batch", "timesteps", "input_dim")),
+            inputs_name: (inputs, letters[inputs_name]),
             "recurrent_kernel": (recurrent_kernel, ("units", "4*units")),
             "kernel": (kernel, ("input_dim", "4*units")),
             "bias": (bias, ("4*units",)),
             "initial_state[0] (h)": (h0, ("batch", "units")),
             "initial_state[1] (c)": (c0, ("batch", "units")),
-            "mask": (mask if mask.dtype == tf.bool else None, ("batch", "timesteps")),
-            "sequence_lengths": (mask if sequence_lengths is not None else None, ("batch",)),
+            **{name: (mask, letters[name]) for name in mask_name},
+            "input_factors": (input_factors, ("4", "batch", "input_dim")),
+            "recurrent_factors": (recurrent_factors, ("4", "batch", "units")),
         }
     )
     units = _size(recurrent_kernel, 0)
     if bias is None:
         bias = tf.zeros([4 * units], dtype)
     if initial_state is None:
-        h0 = c0 = tf.zeros([_size(inputs, 0), units], dtype)
+        ragged = mask.dtype == tf.int64
+        batch = _size(mask, 0) - 1 if ragged else _size(inputs, 0)
+        h0 = c0 = tf.zeros([batch, units], dtype)
+    none = tf.zeros([0], dtype)
     outputs, h, c, _ = ops.masked_lstm(
         inputs=inputs,
         kernel=kernel,
@@ -229,19 +356,26 @@ def lstm(
         h0=h0,
         c0=c0,
         mask=mask,
-        go_backwards=bool(go_backwards),
-        zero_output_for_mask=bool(zero_output_for_mask),
-        return_sequences=bool(return_sequences),
+        input_factors=none if input_factors is None else input_factors,
+        recurrent_factors=none if recurrent_factors is None else recurrent_factors,
+        activation=activation,
+        recurrent_activation=recurrent_activation,
         # In a graph the op sees whether a gradient reads the reserve; eagerly the tapes tell.
         save_reserve=not recompute
         and (not tf.executing_eagerly() or record.could_possibly_record()),
+        **options,
     )
     return outputs, h, c
 
 
 def _options(op):
-    names = ("go_backwards", "zero_output_for_mask", "return_sequences")
-    return {name: op.get_attr(name) for name in names}
+    flags = ("go_backwards", "zero_output_for_mask", "return_sequences")
+    names = ("activation", "recurrent_activation")
+    return {name: op.get_attr(name) for name in flags} | {
+        # Eagerly a str, in a graph bytes.
+        name: tf.compat.as_str(op.get_attr(name))
+        for name in names
+    }
 
 
 @tf.RegisterGradient("MaskedLstm")
@@ -250,14 +384,19 @@ def _lstm_gradient(op, d_outputs, d_h, d_c, _):
     gradients = load().masked_lstm_grad(
         *op.inputs, op.outputs[3], d_outputs, d_h, d_c, **_options(op)
     )
-    return [*gradients, None]
+    return [*gradients, None, None, None]
 
 
 @tf.RegisterGradient("MaskedLstmGrad")
 def _lstm_gradient_gradient(op, *upstream):
     """Second order, and with it forward mode: exact, through TensorFlow's own ops."""
-    *inputs, mask, _, d_outputs, d_h, d_c = op.inputs
+    *inputs, mask, input_factors, recurrent_factors, _, d_outputs, d_h, d_c = op.inputs
     gradients = composite.gradient_of_gradient(
-        inputs, mask, upstream, (d_outputs, d_h, d_c), **_options(op)
+        inputs,
+        mask,
+        (input_factors, recurrent_factors),
+        upstream,
+        (d_outputs, d_h, d_c),
+        **_options(op),
     )
-    return [*gradients[:6], None, None, *gradients[6:]]
+    return [*gradients[:6], None, None, None, None, *gradients[6:]]

@@ -12,6 +12,20 @@ def _sigmoid(x):
     return np.exp(-np.logaddexp(0.0, -x))
 
 
+# name: (f(x), df/dx as a function of f(x)); at a kink 0, as in TensorFlow.
+ACTIVATIONS = {
+    "tanh": (np.tanh, lambda y: 1 - y**2),
+    "sigmoid": (_sigmoid, lambda y: y * (1 - y)),
+    "relu": (lambda x: np.maximum(x, 0), lambda y: np.where(y > 0, 1.0, 0.0)),
+    "hard_sigmoid": (
+        lambda x: np.clip(x / 6 + 0.5, 0, 1),
+        lambda y: np.where((y > 0) & (y < 1), 1 / 6, 0.0),
+    ),
+    "linear": (lambda x: x, np.ones_like),
+    "softsign": (lambda x: x / (1 + np.abs(x)), lambda y: (1 - np.abs(y)) ** 2),
+}
+
+
 def _schedule(batch, timesteps, mask, sequence_lengths, go_backwards):
     """Per row, the valid positions in processing order."""
     if mask is not None and sequence_lengths is not None:
@@ -24,17 +38,35 @@ def _schedule(batch, timesteps, mask, sequence_lengths, go_backwards):
     return [row[::-1] if go_backwards else row for row in rows]
 
 
-def _walk(x, kernel, recurrent_kernel, bias, h, c, positions):
-    """One sequence: h and c after each valid step, and what the backward pass needs of it."""
-    steps = []
-    for t in positions:
-        h_before, c_before = h, c
-        i, f, g, o = np.split(x[t] @ kernel + h @ recurrent_kernel + bias, 4)
-        i, f, g, o = _sigmoid(i), _sigmoid(f), np.tanh(g), _sigmoid(o)
-        c = f * c + i * g
-        h = o * np.tanh(c)
-        steps.append((t, i, f, g, o, h_before, c_before, h, c))
-    return steps
+class _Cell:
+    """One sequence's weights, activations and, for each gate, factors of x and h."""
+
+    def __init__(self, kernel, recurrent_kernel, bias, factors, row, activations):
+        self.kernel = np.split(kernel, 4, axis=1)
+        self.recurrent_kernel = np.split(recurrent_kernel, 4, axis=1)
+        self.bias = np.split(bias, 4)
+        self.x_factors, self.h_factors = (
+            np.ones(4) if given is None else np.asarray(given, np.float64)[:, row]
+            for given in factors
+        )
+        (self.cell, self.d_cell), (self.gate, self.d_gate) = (ACTIVATIONS[a] for a in activations)
+
+    def walk(self, x, h, c, positions):
+        """h and c after each valid step, and what the backward pass needs of it."""
+        steps = []
+        for t in positions:
+            h_before, c_before = h, c
+            z_i, z_f, z_g, z_o = (
+                (x[t] * self.x_factors[g]) @ self.kernel[g]
+                + (h * self.h_factors[g]) @ self.recurrent_kernel[g]
+                + self.bias[g]
+                for g in range(4)
+            )
+            i, f, g, o = self.gate(z_i), self.gate(z_f), self.cell(z_g), self.gate(z_o)
+            c = f * c + i * g
+            h = o * self.cell(c)
+            steps.append((t, i, f, g, o, h_before, c_before, h, c))
+        return steps
 
 
 def _output_ranges(positions, timesteps, go_backwards, zero_output_for_mask):
@@ -69,6 +101,10 @@ def forward(
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
 ):
     """See masked_lstm.core.forward."""
     x, kernel, recurrent_kernel, bias, h0, c0 = _float64(
@@ -78,8 +114,10 @@ def forward(
     outputs = np.zeros((batch, timesteps, h0.shape[1]))
     last, h, c = np.zeros_like(h0), h0.copy(), c0.copy()
     schedule = _schedule(batch, timesteps, mask, sequence_lengths, go_backwards)
+    factors, activations = (input_factors, recurrent_factors), (activation, recurrent_activation)
     for row, positions in enumerate(schedule):
-        steps = _walk(x[row], kernel, recurrent_kernel, bias, h0[row], c0[row], positions)
+        cell = _Cell(kernel, recurrent_kernel, bias, factors, row, activations)
+        steps = cell.walk(x[row], h0[row], c0[row], positions)
         ranges = _output_ranges(positions, timesteps, go_backwards, zero_output_for_mask)
         for (*_, h_t, c_t), (begin, end) in zip(steps, ranges, strict=True):
             outputs[row, begin:end] = h_t
@@ -104,6 +142,10 @@ def backward(
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
 ):
     """See masked_lstm.core.backward. `reserve` is ignored: the forward pass is computed again."""
     x, kernel, recurrent_kernel, bias, h0, c0 = _float64(
@@ -114,8 +156,10 @@ def backward(
     d_kernel, d_recurrent_kernel = np.zeros_like(kernel), np.zeros_like(recurrent_kernel)
     d_bias, dh0, dc0 = np.zeros_like(bias), np.zeros_like(h0), np.zeros_like(c0)
     schedule = _schedule(batch, timesteps, mask, sequence_lengths, go_backwards)
+    factors, activations = (input_factors, recurrent_factors), (activation, recurrent_activation)
     for row, positions in enumerate(schedule):
-        steps = _walk(x[row], kernel, recurrent_kernel, bias, h0[row], c0[row], positions)
+        cell = _Cell(kernel, recurrent_kernel, bias, factors, row, activations)
+        steps = cell.walk(x[row], h0[row], c0[row], positions)
         ranges = _output_ranges(positions, timesteps, go_backwards, zero_output_for_mask)
         dh = np.zeros(h0.shape[1]) if d_h is None else np.array(d_h[row], np.float64)
         dc = np.zeros(h0.shape[1]) if d_c is None else np.array(d_c[row], np.float64)
@@ -125,21 +169,23 @@ def backward(
             t, i, f, g, o, h_before, c_before, _, c = step
             if d_outputs is not None and return_sequences:
                 dh = dh + np.asarray(d_outputs[row, begin:end], np.float64).sum(axis=0)
-            tanh_c = np.tanh(c)
-            dc = dc + dh * o * (1 - tanh_c**2)
-            d_gates = np.concatenate(
-                [
-                    dc * g * i * (1 - i),
-                    dc * c_before * f * (1 - f),
-                    dc * i * (1 - g**2),
-                    dh * tanh_c * o * (1 - o),
-                ]
-            )
-            dx[row, t] = kernel @ d_gates
-            d_kernel += np.outer(x[row, t], d_gates)
-            d_recurrent_kernel += np.outer(h_before, d_gates)
-            d_bias += d_gates
-            dh = recurrent_kernel @ d_gates
+            y = cell.cell(c)
+            dc = dc + dh * o * cell.d_cell(y)
+            d_gates = [
+                dc * g * cell.d_gate(i),
+                dc * c_before * cell.d_gate(f),
+                dc * i * cell.d_cell(g),
+                dh * y * cell.d_gate(o),
+            ]
+            dh = np.zeros_like(dh)
+            for gate, d_gate in enumerate(d_gates):
+                columns = slice(gate * dh.size, (gate + 1) * dh.size)
+                x_factors, h_factors = cell.x_factors[gate], cell.h_factors[gate]
+                dx[row, t] += (cell.kernel[gate] @ d_gate) * x_factors
+                dh += (cell.recurrent_kernel[gate] @ d_gate) * h_factors
+                d_kernel[:, columns] += np.outer(x[row, t] * x_factors, d_gate)
+                d_recurrent_kernel[:, columns] += np.outer(h_before * h_factors, d_gate)
+                d_bias[columns] += d_gate
             dc = dc * f
         dh0[row], dc0[row] = dh, dc
     return Gradients(dx, d_kernel, d_recurrent_kernel, d_bias, dh0, dc0)
