@@ -210,23 +210,23 @@ def test_report():
     x = keras.layers.LSTM(3, return_sequences=True, name="started")(
         sequences, initial_state=[state, state]
     )
-    x = keras.layers.LSTM(3, return_sequences=True, activation="relu", name="relu")(x)
+    x = keras.layers.LSTM(3, return_sequences=True, activation="elu", name="elu")(x)
     x = keras.layers.RNN(keras.layers.LSTMCell(3), return_sequences=True, name="cell")(x)
     x = OwnLSTM(3, return_sequences=True, name="own")(x)
     x = keras.layers.LSTM(3, zero_output_for_mask=True, name="zero")(x)
     model = keras.Model([sequences, state], keras.layers.Dense(2, name="dense")(x))
     before = {row.name: row for row in replacement_report(model)}
     after = {row.name: row for row in replacement_report(replace_lstm(model))}
-    assert [name for name, row in after.items() if row.replaced] == ["started", "relu", "zero"]
+    assert [name for name, row in after.items() if row.replaced] == ["started", "elu", "zero"]
     assert not any(row.replaced for row in before.values())
     assert after["started"].reason is None and after["zero"].reason is None
-    assert "'tanh' only, got 'relu'" in after["relu"].reason
-    assert "'tanh' only, got 'relu'" in before["relu"].reason
+    assert "softsign, got 'elu'" in after["elu"].reason
+    assert "softsign, got 'elu'" in before["elu"].reason
     assert "RNN around a cell" in after["cell"].reason
     assert "subclass" in after["own"].reason
     assert after["dense"].reason == "not an LSTM"
     for rows in (before, after):
-        assert rows["relu"].differences == ()
+        assert rows["elu"].differences == ()
         assert "mask that the input carries" in rows["started"].differences[0]
         assert "last valid output" in rows["zero"].differences[0]
     assert "zero (LSTM): replaced\n    differs: zero_output" in str(
@@ -239,10 +239,10 @@ def test_bad_arguments_change_nothing():
         [
             keras.Input((6, INPUT_DIM)),
             keras.layers.LSTM(3, return_sequences=True),
-            keras.layers.LSTM(3, activation="relu", name="relu"),
+            keras.layers.LSTM(3, activation="elu", name="elu"),
         ]
     )
-    with pytest.raises(ValueError, match="'fused' is not possible for layer 'relu': activation"):
+    with pytest.raises(ValueError, match="'fused' is not possible for layer 'elu': activation"):
         replace_lstm(model, in_place=True, backend="fused")
     assert LSTM not in classes(model)
     with pytest.raises(ValueError, match="backend: expected one of"):

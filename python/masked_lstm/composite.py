@@ -11,7 +11,7 @@ ACTIVATIONS = {
     "relu": tf.nn.relu,
     "hard_sigmoid": lambda x: tf.nn.relu6(x + 3.0) / 6.0,
     "linear": tf.identity,
-    "softsign": tf.nn.softsign,
+    "softsign": lambda x: x / (1.0 + tf.abs(x)),  # TensorFlow's has no second derivative
 }
 
 
@@ -133,5 +133,8 @@ def gradient_of_gradient(inputs, mask, factors, upstream, d_results, **options):
             inner.watch(inputs)
             results = lstm(*inputs, mask, *factors, **options)
         first = inner.gradient(results, inputs, d_results, tf.UnconnectedGradients.ZERO)
+        first = [
+            tf.convert_to_tensor(gradient) for gradient in first
+        ]  # a ragged x's: IndexedSlices
     gradients = outer.gradient(first, [*inputs, *d_results], upstream, tf.UnconnectedGradients.ZERO)
     return [tf.cast(gradient, dtype) for gradient in gradients]
