@@ -332,3 +332,59 @@ def test_time_distributed_over_static_time():
     x = random(2, 3, TIMESTEPS, INPUT_DIM)
     wrapped = [keras.layers.TimeDistributed(layer, dtype="float64") for layer in (stock, ours)]
     assert_all_close(wrapped[1](x), wrapped[0](x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(use_bias=False),
+        dict(unroll=True),
+        dict(implementation=1),
+        dict(unit_forget_bias=False, kernel_initializer="he_normal"),
+        dict(recurrent_dropout=0.3, dropout=0.2),  # not training: drawn, not applied
+    ],
+    ids=str,
+)
+def test_settings_that_change_nothing_about_the_path(settings):
+    stock, ours = pair(dtype="float64", return_sequences=True, return_state=True, **settings)
+    mask = MASKS["holes"]
+    x, poisoned = padding_and_poison(random(BATCH, TIMESTEPS, INPUT_DIM), mask)
+    states = random(2, BATCH, UNITS, seed=1)
+    before = forward_calls()
+    (actual, gradients), (expected, right) = (
+        run(ours, poisoned, mask, states),
+        run(stock, x, mask, states),
+    )
+    assert forward_calls() == before + 1
+    assert_all_close(actual, expected)
+    assert_all_close(gradients, right)
+
+
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_masks_of_the_results_are_those_of_keras(return_sequences, go_backwards):
+    """The mask goes on with a sequence, unflipped; a last output and states have none."""
+    mask = tf.constant(MASKS["right"])
+    settings = dict(return_sequences=return_sequences, go_backwards=go_backwards)
+    for return_state in (False, True):
+        stock, ours = pair(return_state=return_state, **settings)
+        assert ours.supports_masking == stock.supports_masking
+        theirs, mine = (layer.compute_mask(None, mask) for layer in (stock, ours))
+        if return_state:
+            assert mine[1:] == theirs[1:] == [None, None]
+            theirs, mine = theirs[0], mine[0]
+        assert mine is theirs is (mask if return_sequences else None)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_dropout_in_mixed_precision_is_that_of_keras(policy):
+    """The same masks; Keras rounds after every operation, ours once."""
+    settings = dict(dropout=0.3, recurrent_dropout=0.3, seed=5, dtype=policy)
+    stock, ours = pair(return_sequences=True, **settings)
+    x = random(BATCH, TIMESTEPS, INPUT_DIM).astype("float32")
+    mask = MASKS["right"]
+    actual, expected = (np.float32(layer(x, mask=mask, training=True)) for layer in (ours, stock))
+    assert ours.fused_reason is None
+    epsilon = 2.0 ** (-7 if policy == "mixed_bfloat16" else -10)
+    np.testing.assert_allclose(actual, expected, atol=4 * epsilon)
+    assert np.abs(actual - np.float32(ours(x, mask=mask))).max() > 8 * epsilon

@@ -48,6 +48,12 @@ def through_weights_file(model, folder):
     return fresh
 
 
+def through_json(model, folder):
+    again = keras.models.model_from_json(model.to_json())
+    again.set_weights(model.get_weights())
+    return again
+
+
 def through_clone(model, folder):
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
@@ -60,10 +66,11 @@ def through_clone(model, folder):
         through_keras_file,
         through_weights_file,
         through_clone,
+        through_json,
         lambda model, folder: pickle.loads(pickle.dumps(model)),
         lambda model, folder: copy.deepcopy(model),
     ],
-    ids=["keras file", "weights file", "clone_model", "pickle", "deepcopy"],
+    ids=["keras file", "weights file", "clone_model", "JSON", "pickle", "deepcopy"],
 )
 def test_round_trip(round_trip, tmp_path):
     model = model_with(LSTM, use_cudnn=False, implementation=1)
