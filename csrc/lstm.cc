@@ -77,6 +77,10 @@ Status CountValidSteps(const LstmProblem& p, int64_t* steps) noexcept {
                      ? "mask, sequence_lengths: expected at most one of them, got both"
                      : "row_splits: expected neither mask nor sequence_lengths with it");
   }
+  if (p.row_splits != nullptr && p.row_splits[0] != 0) {
+    return Error(StatusCode::kInvalidArgument, "row_splits[0]: expected 0, got %lld",
+                 static_cast<long long>(p.row_splits[0]));
+  }
   *steps = 0;
   for (int64_t row = 0; row < p.batch; ++row) {
     if (p.sequence_lengths != nullptr) {

@@ -37,8 +37,7 @@ constexpr const char* DTypeName(DType dtype) {
                                     : "bfloat16";
 }
 
-// Those whose derivative is a function of their value. hard_sigmoid: clip(x/6 + 1/2, 0, 1),
-// softsign: x/(1 + |x|).
+// hard_sigmoid: clip(x/6 + 1/2, 0, 1); softsign: x/(1 + |x|).
 enum class Activation { kTanh = 0, kSigmoid, kRelu, kHardSigmoid, kLinear, kSoftsign };
 constexpr int kActivations = 6;
 
@@ -95,7 +94,8 @@ struct LstmForward {
   void* h = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias h0
   void* c = nullptr;        // (B,U) dtype, out; null: not wanted; may not alias c0
   // What the backward pass needs: N*5U values of ComputeBytes, out; null for inference. Activated
-  // gates, then cell states, rows compact in batch order; their layout is the core's own.
+  // gates (for softsign: what it is applied to), then cell states, rows compact in batch order;
+  // their layout is the core's own.
   void* reserve = nullptr;
   void* workspace = nullptr;  // LstmForwardWorkspaceBytes bytes, any alignment
   size_t workspace_bytes = 0;
@@ -119,8 +119,9 @@ struct LstmBackward {
 };
 
 // Checks sizes, pointers of the schedule and every length; on success *steps = N.
-// Errors: kInvalidArgument (a size below 0 or units = 0, a product that overflows, both mask and
-// lengths, a length outside [0,T]); nothing has been computed then.
+// Errors: kInvalidArgument (a size below 0 or units = 0, a product that overflows, more than one
+// of mask, lengths and row splits, a length or a row outside [0,T]); nothing has been computed
+// then.
 Status CountValidSteps(const LstmProblem& problem, int64_t* steps) noexcept;
 
 // Bytes of workspace for a call with Threads::workers = `workers`. Same errors as above, and

@@ -388,3 +388,18 @@ def test_dropout_in_mixed_precision_is_that_of_keras(policy):
     epsilon = 2.0 ** (-7 if policy == "mixed_bfloat16" else -10)
     np.testing.assert_allclose(actual, expected, atol=4 * epsilon)
     assert np.abs(actual - np.float32(ours(x, mask=mask))).max() > 8 * epsilon
+
+
+def test_dropout_where_the_width_is_unknown_until_run():
+    ours = LSTM(2, dropout=0.5, seed=1)
+    x = random(BATCH, TIMESTEPS, INPUT_DIM).astype("float32")
+    expected = ours(x)
+    traced = tf.function(ours, input_signature=[tf.TensorSpec([None, None, None])])
+    assert_all_close(traced(x), expected, rtol=0)
+
+
+def test_a_ragged_result_cannot_be_regularized():
+    x = tf.RaggedTensor.from_row_lengths(random(5, INPUT_DIM).astype("float32"), [2, 3])
+    assert LSTM(2, activity_regularizer="l2")(x).shape == (2, 2)
+    with pytest.raises(ValueError, match="activity_regularizer: Keras cannot regularize a Ragged"):
+        LSTM(2, activity_regularizer="l2", return_sequences=True)(x)

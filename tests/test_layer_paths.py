@@ -28,6 +28,7 @@ from masked_lstm.layer import _gpu_in_use
     [
         (dict(activation="elu"), "activation: the fused op computes tanh, .*, got 'elu'"),
         (dict(recurrent_activation="softmax"), "recurrent_activation: .* got 'softmax'"),
+        (dict(activation=lambda x: x / 2), "activation: .* got '<lambda>'"),
     ],
     ids=str,
 )

@@ -106,10 +106,43 @@ def test_ragged_lstm():
         "row_splits: expected an integer dtype, got float32": (x, [0.0, 9.0]),
         "row_splits[1]: expected numbers that rise from 0 to values = 9, got 10": (x, [0, 10]),
         "row_splits: expected shape (batch + 1), got ()": (x, 9),
+        "row_splits: expected shape (batch + 1), got (0,)": (x, np.zeros(0, int)),
     }.items():
         with pytest.raises((ValueError, TypeError, tf.errors.InvalidArgumentError)) as error:
             masked_lstm.ragged_lstm(*bad, *arguments)
         assert sentence in str(error.value)
+    with pytest.raises(ValueError, match="expected shape .batch = 2, units = 7., got .3, 7."):
+        masked_lstm.ragged_lstm(x, [0, 4, 9], *arguments, initial_state=state)
+    with pytest.raises(ValueError, match="activation: expected one of tanh.* got .1."):
+        masked_lstm.lstm(*ARGUMENTS, activation=[1])
+
+
+def test_shapes_that_only_a_run_shows():
+    """Second order with factors, all ranks unknown; a vector of factors is not taken for none."""
+    problem = make_problem(3, 3, 2, 4, "holes")
+    weights = tuple(map(tf.constant, problem.weights()))
+    rng = np.random.default_rng(0)
+    factors = [rng.random((4, 3, 2)), rng.random((4, 3, 4))]
+
+    def penalty(x, mask, input_factors, recurrent_factors):
+        options = dict(input_factors=input_factors, recurrent_factors=recurrent_factors)
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                outputs, _, _ = masked_lstm.lstm(x, *weights, mask=mask, **options)
+                loss = tf.reduce_sum(tf.sin(outputs))
+            result = tf.reduce_sum(inner.gradient(loss, x) ** 2)
+        return outer.gradient(result, x)
+
+    arguments = [tf.constant(a) for a in (problem.inputs, problem.mask, *factors)]
+    anything = [tf.TensorSpec(None, a.dtype) for a in arguments]
+    traced = tf.function(penalty, input_signature=anything)
+    np.testing.assert_allclose(traced(*arguments), penalty(*arguments), rtol=1e-10, atol=1e-12)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        traced(*arguments[:2], tf.ones([7], tf.float64), arguments[3])
+    with pytest.raises(ValueError, match="input_factors: expected shape .4, batch = 3, input_dim"):
+        penalty(*arguments[:2], tf.ones([7], tf.float64), arguments[3])
 
 
 @pytest.mark.parametrize("go_backwards", [False, True])

@@ -121,23 +121,36 @@ MASKED_LSTM_INLINE Vec<T> Activate(Activation activation, Vec<T> x) {
   return x;
 }
 
-// d activation / dx where its value is y. At a kink: 0, as TensorFlow has it.
+// What the backward pass is given of f(x): its value y; of softsign x, since 1 - |y| loses what
+// little there is of the derivative where |x| is large.
 template <typename T>
-MASKED_LSTM_INLINE Vec<T> Derivative(Activation activation, Vec<T> y) {
+MASKED_LSTM_INLINE Vec<T> Saved(Activation activation, Vec<T> x, Vec<T> y) {
+  return activation == Activation::kSoftsign ? x : y;
+}
+
+// y from what was saved.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> ValueOf(Activation activation, Vec<T> saved) {
+  return activation == Activation::kSoftsign ? Activate<T>(activation, saved) : saved;
+}
+
+// dy/dx from what was saved. At a kink: 0, as TensorFlow has it.
+template <typename T>
+MASKED_LSTM_INLINE Vec<T> Derivative(Activation activation, Vec<T> saved) {
   const Vec<T> zero = {}, one = Broadcast<T>(T(1));
   switch (activation) {
     case Activation::kTanh:
-      return one - y * y;
+      return one - saved * saved;
     case Activation::kSigmoid:
-      return y * (one - y);
+      return saved * (one - saved);
     case Activation::kRelu:
-      return y > zero ? one : zero;
+      return saved > zero ? one : zero;
     case Activation::kHardSigmoid:
-      return (y > zero) & (y < one) ? Broadcast<T>(T(1) / T(6)) : zero;
+      return (saved > zero) & (saved < one) ? Broadcast<T>(T(1) / T(6)) : zero;
     case Activation::kLinear:
       return one;
     case Activation::kSoftsign: {
-      const Vec<T> rest = one - (zero > y ? -y : y);
+      const Vec<T> rest = one / (one + (zero > saved ? -saved : saved));
       return rest * rest;
     }
   }

@@ -4,7 +4,7 @@
 //
 // Per step and slot: dG_t . recurrent_kernel^T gives dh_{t-1}; with it, in the same item, the gate
 // gradients dG_{t-1} of the same units. dG and h_{t-1} are left compact for what follows; h_{t-1} =
-// o * tanh(c) is recomputed, so nothing else was saved.
+// o * tanh(c) (or another activation) is recomputed, so nothing else was saved.
 #pragma once
 
 #include "activations.h"
@@ -151,26 +151,20 @@ class BackwardTeam {
 
   void GateGradients(int s, int64_t step, int64_t position, int64_t after, int64_t begin,
                      int64_t end) {
+    // Inlined once with constants, which leave nothing to be chosen for each vector.
     if (p_.activation == Activation::kTanh && p_.recurrent_activation == Activation::kSigmoid) {
-      GateGradientsOf(
-          s, step, position, after, begin, end, [](Vec<T> c) { return Tanh<T>(c); },
-          [](Vec<T> y) { return Derivative<T>(Activation::kTanh, y); },
-          [](Vec<T> y) { return Derivative<T>(Activation::kSigmoid, y); });
+      GateGradientsOf(s, step, position, after, begin, end, Activation::kTanh,
+                      Activation::kSigmoid);
     } else {
-      GateGradientsOf(
-          s, step, position, after, begin, end,
-          [this](Vec<T> c) { return Activate<T>(p_.activation, c); },
-          [this](Vec<T> y) { return Derivative<T>(p_.activation, y); },
-          [this](Vec<T> y) { return Derivative<T>(p_.recurrent_activation, y); });
+      GateGradientsOf(s, step, position, after, begin, end, p_.activation, p_.recurrent_activation);
     }
   }
 
   // dG of units [begin, end) of step `step`, from what arrives at its h and c. `after` is the
-  // position of the step after it, or the end of the row. Of the activations: that of the cell, and
-  // the derivatives of that and of the gates'.
-  template <typename Cell, typename DCell, typename DGate>
-  void GateGradientsOf(int s, int64_t step, int64_t position, int64_t after, int64_t begin,
-                       int64_t end, Cell cell, DCell d_cell, DGate d_gate) {
+  // position of the step after it, or the end of the row. `cell` and `gate`: the activations.
+  MASKED_LSTM_INLINE void GateGradientsOf(int s, int64_t step, int64_t position, int64_t after,
+                                          int64_t begin, int64_t end, Activation cell,
+                                          Activation gate) {
     const int64_t row = slots_.row[s], U = p_.units;
     const int64_t n = job_.schedule.first[row] + step;
     AddOutputGradients(s, step, position, after, begin, end);
@@ -187,25 +181,28 @@ class BackwardTeam {
     T* dc_row = slots_.dc[s];
     for (int64_t u = begin; u < end; u += kWidth<T>) {
       const int64_t lanes = end - u;
-      const Vec<T> i = LoadFirst(gates + u, lanes);
-      const Vec<T> f = LoadFirst(gates + U + u, lanes);
-      const Vec<T> g = LoadFirst(gates + 2 * U + u, lanes);
-      const Vec<T> o = LoadFirst(gates + 3 * U + u, lanes);
+      const Vec<T> saved_i = LoadFirst(gates + u, lanes);
+      const Vec<T> saved_f = LoadFirst(gates + U + u, lanes);
+      const Vec<T> saved_g = LoadFirst(gates + 2 * U + u, lanes);
+      const Vec<T> saved_o = LoadFirst(gates + 3 * U + u, lanes);
+      const Vec<T> i = ValueOf<T>(gate, saved_i), f = ValueOf<T>(gate, saved_f);
+      const Vec<T> g = ValueOf<T>(cell, saved_g), o = ValueOf<T>(gate, saved_o);
       Vec<T> before = {};  // c_{t-1}
       if (step > 0) {
         before = LoadFirst(c_row - U + u, lanes);
       } else if (c0 != nullptr) {
         before = LoadFirst(c0 + u, lanes);
       }
-      const Vec<T> y = cell(LoadFirst(c_row + u, lanes));
+      const Vec<T> c = LoadFirst(c_row + u, lanes);
+      const Vec<T> y = Activate<T>(cell, c);
       const Vec<T> dh = LoadFirst(dh_row + u, lanes);
       Vec<T> dc = LoadFirst(dc_row + u, lanes);
-      dc = MulAdd<T>(dh * o, d_cell(y), dc);
+      dc = MulAdd<T>(dh * o, Derivative<T>(cell, Saved<T>(cell, c, y)), dc);
       StoreFirst(dc_row + u, dc * f, lanes);
-      StoreFirst(d_gates + u, dc * g * d_gate(i), lanes);
-      StoreFirst(d_gates + U + u, dc * before * d_gate(f), lanes);
-      StoreFirst(d_gates + 2 * U + u, dc * i * d_cell(g), lanes);
-      StoreFirst(d_gates + 3 * U + u, dh * y * d_gate(o), lanes);
+      StoreFirst(d_gates + u, dc * g * Derivative<T>(gate, saved_i), lanes);
+      StoreFirst(d_gates + U + u, dc * before * Derivative<T>(gate, saved_f), lanes);
+      StoreFirst(d_gates + 2 * U + u, dc * i * Derivative<T>(cell, saved_g), lanes);
+      StoreFirst(d_gates + 3 * U + u, dh * y * Derivative<T>(gate, saved_o), lanes);
       if (h_row != nullptr) StoreFirst(h_row + u, o * y, lanes);
       if (step == 0) {
         StoreFirst(h_before_ + n * U + u, h0 != nullptr ? LoadFirst(h0 + u, lanes) : Vec<T>{},

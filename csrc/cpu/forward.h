@@ -36,7 +36,7 @@ class ForwardTeam {
     const int64_t stride = layout_.slot_stride(), n = job_.teams.slots;
     T* projections = memory_ + 3 * n * stride;
     T* staged = projections + n * job_.projected * layout_.projection();
-    T* masked = staged + n * job_.staged * layout_.staged_input();
+    T* factored = staged + n * job_.staged * layout_.staged_input();
     for (int s = 0; s < n; ++s) {
       slots_.h[s] = memory_ + 3 * s * stride;
       slots_.h_next[s] = slots_.h[s] + stride;
@@ -44,10 +44,10 @@ class ForwardTeam {
       slots_.projections[s] = projections + s * job_.projected * layout_.projection();
       slots_.projection[s] = nullptr;
       slots_.staged[s] = staged + s * job_.staged * layout_.staged_input();
-      slots_.masked[s] = slots_.masked_next[s] = nullptr;
+      slots_.factored[s] = slots_.factored_next[s] = nullptr;
       if (p_.recurrent_factors != nullptr) {
-        slots_.masked[s] = masked + 8 * s * stride;
-        slots_.masked_next[s] = slots_.masked[s] + 4 * stride;
+        slots_.factored[s] = factored + 8 * s * stride;
+        slots_.factored_next[s] = slots_.factored[s] + 4 * stride;
       }
     }
     slots_.activation = p_.activation;
@@ -228,7 +228,7 @@ class ForwardTeam {
     if (p_.recurrent_factors != nullptr) {
       slots_.factors[s] = static_cast<const Stored*>(p_.recurrent_factors) + row * U;
       for (int gate = 0; gate < 4; ++gate) {
-        Multiply(slots_.masked[s] + gate * slots_.h_gate_stride, slots_.h[s],
+        Multiply(slots_.factored[s] + gate * slots_.h_gate_stride, slots_.h[s],
                  slots_.factors[s] + gate * slots_.factor_stride, U);
       }
     }
@@ -261,7 +261,7 @@ class ForwardTeam {
   // Moves to the row's next step. False: the row is done.
   bool NextStep(int s) {
     Swap(slots_.h[s], slots_.h_next[s]);
-    Swap(slots_.masked[s], slots_.masked_next[s]);
+    Swap(slots_.factored[s], slots_.factored_next[s]);
     const T* h = slots_.h[s];
     const int64_t row = slots_.row[s], U = p_.units;
     if (--slots_.left[s] == 0) {
@@ -295,8 +295,8 @@ class ForwardTeam {
     Swap(slots_.c[from], slots_.c[to]);
     Swap(slots_.projections[from], slots_.projections[to]);
     Swap(slots_.staged[from], slots_.staged[to]);
-    Swap(slots_.masked[from], slots_.masked[to]);
-    Swap(slots_.masked_next[from], slots_.masked_next[to]);
+    Swap(slots_.factored[from], slots_.factored[to]);
+    Swap(slots_.factored_next[from], slots_.factored_next[to]);
     slots_.factors[to] = slots_.factors[from];
     slots_.projection[to] = slots_.projection[from];
     slots_.ahead[to] = slots_.ahead[from];

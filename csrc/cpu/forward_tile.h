@@ -44,34 +44,41 @@ MASKED_LSTM_INLINE void AddProduct(Tile<T, S>* tile, const T* const* values, int
   }
 }
 
+// Where the results of a slot's step go: its states, its output, and what the backward pass needs
+// of the gates.
+template <typename T, typename Stored>
+MASKED_LSTM_INLINE void StoreStep(const ForwardSlots<T, Stored>& slots, int slot, int64_t units,
+                                  int64_t unit, const Vec<T> (&saved)[4], Vec<T> c, Vec<T> h) {
+  const int64_t n = units - unit;
+  Store(slots.c[slot] + unit, c);
+  Store(slots.h_next[slot] + unit, h);
+  if (Stored* output = slots.output[slot]) StoreFirst(output + unit, h, n);
+  if (T* gates = slots.saved_gates[slot]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) StoreFirst(gates + v * units + unit, saved[v], n);
+    StoreFirst(slots.saved_c[slot] + unit, c, n);
+  }
+}
+
 // The cell of one slot from its gates' sums, `stride` apart. Any activations; h times its factors.
 template <typename T, typename Stored>
 static MASKED_LSTM_NOINLINE void FinishCell(const ForwardSlots<T, Stored>& slots, int slot,
                                             int64_t units, int64_t unit, const T* sums,
                                             int64_t stride) {
-  const int64_t n = units - unit;
-  const Activation gate = slots.recurrent_activation, cell = slots.activation;
-  const Vec<T> i = Activate<T>(gate, Load(sums)), f = Activate<T>(gate, Load(sums + stride));
-  const Vec<T> g = Activate<T>(cell, Load(sums + 2 * stride));
-  const Vec<T> o = Activate<T>(gate, Load(sums + 3 * stride));
-  T* c_row = slots.c[slot] + unit;
-  const Vec<T> c = MulAdd<T>(f, Load(c_row), i * g);
-  const Vec<T> h = o * Activate<T>(cell, c);
-  Store(c_row, c);
-  Store(slots.h_next[slot] + unit, h);
-  if (T* masked = slots.masked_next[slot]) {
-    for (int v = 0; v < 4; ++v) {
-      const Vec<T> factors = LoadFirst(slots.factors[slot] + v * slots.factor_stride + unit, n);
-      Store(masked + v * slots.h_gate_stride + unit, h * factors);
-    }
+  Vec<T> y[4], saved[4];
+  for (int v = 0; v < 4; ++v) {
+    const Activation activation = v == 2 ? slots.activation : slots.recurrent_activation;
+    const Vec<T> sum = Load(sums + v * stride);
+    y[v] = Activate<T>(activation, sum);
+    saved[v] = Saved<T>(activation, sum, y[v]);
   }
-  if (Stored* output = slots.output[slot]) StoreFirst(output + unit, h, n);
-  if (T* gates = slots.saved_gates[slot]) {
-    StoreFirst(gates + unit, i, n);
-    StoreFirst(gates + units + unit, f, n);
-    StoreFirst(gates + 2 * units + unit, g, n);
-    StoreFirst(gates + 3 * units + unit, o, n);
-    StoreFirst(slots.saved_c[slot] + unit, c, n);
+  const Vec<T> c = MulAdd<T>(y[1], Load(slots.c[slot] + unit), y[0] * y[2]);
+  const Vec<T> h = y[3] * Activate<T>(slots.activation, c);
+  StoreStep(slots, slot, units, unit, saved, c, h);
+  T* factored = slots.factored_next[slot];
+  for (int v = 0; factored != nullptr && v < 4; ++v) {
+    const Stored* factors = slots.factors[slot] + v * slots.factor_stride + unit;
+    Store(factored + v * slots.h_gate_stride + unit, h * LoadFirst(factors, units - unit));
   }
 }
 
@@ -98,7 +105,7 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
     if (part.x_begin > 0) tile.Add(memory);
   }
   if (part.h_begin < part.h_end) {
-    const T* const* h = slots.h_gate_stride == 0 ? slots.h + first : slots.masked + first;
+    const T* const* h = slots.h_gate_stride == 0 ? slots.h + first : slots.factored + first;
     AddProduct<T, S>(&tile, h, slots.h_gate_stride, panel.recurrent_kernel, panel, part.h_begin,
                      part.h_end, ahead);
     if (part.h_begin > 0) tile.Add(memory);
@@ -114,7 +121,6 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
     }
     return;
   }
-  const int64_t n = units - unit;
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) {
     tile.acc[0][s] = Sigmoid<T>(tile.acc[0][s]);
@@ -124,20 +130,9 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
   }
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) {
-    const Vec<T> i = tile.acc[0][s], f = tile.acc[1][s], g = tile.acc[2][s], o = tile.acc[3][s];
-    T* c_row = slots.c[first + s] + unit;
-    const Vec<T> c = MulAdd<T>(f, Load(c_row), i * g);
-    const Vec<T> h = o * Tanh<T>(c);
-    Store(c_row, c);
-    Store(slots.h_next[first + s] + unit, h);
-    if (Stored* output = slots.output[first + s]) StoreFirst(output + unit, h, n);
-    if (T* gates = slots.saved_gates[first + s]) {
-      StoreFirst(gates + unit, i, n);
-      StoreFirst(gates + units + unit, f, n);
-      StoreFirst(gates + 2 * units + unit, g, n);
-      StoreFirst(gates + 3 * units + unit, o, n);
-      StoreFirst(slots.saved_c[first + s] + unit, c, n);
-    }
+    const Vec<T> gates[4] = {tile.acc[0][s], tile.acc[1][s], tile.acc[2][s], tile.acc[3][s]};
+    const Vec<T> c = MulAdd<T>(gates[1], Load(slots.c[first + s] + unit), gates[0] * gates[2]);
+    StoreStep(slots, first + s, units, unit, gates, c, gates[3] * Tanh<T>(c));
   }
 }
 

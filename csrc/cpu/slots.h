@@ -31,8 +31,8 @@ struct alignas(64) ForwardSlots {
   T* saved_gates[kMaxSlots];         // (4U) of the reserve, or null
   T* saved_c[kMaxSlots];             // (U) of the reserve, or null
   T* staged[kMaxSlots];              // inputs that cannot be read where they are
-  T* masked[kMaxSlots];              // (4,U) h_{t-1} times its factors, or null: none are given
-  T* masked_next[kMaxSlots];         // (4,U) h_t likewise
+  T* factored[kMaxSlots];            // (4,U) h_{t-1} times its factors, or null: none are given
+  T* factored_next[kMaxSlots];       // (4,U) h_t likewise
   const Stored* factors[kMaxSlots];  // (4,B,U) from this row on: recurrent factors
   int64_t row[kMaxSlots];
   int64_t position[kMaxSlots];

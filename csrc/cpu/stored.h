@@ -1,6 +1,7 @@
 // Values as the caller's buffers hold them: of the type they are computed in, or of half its width.
 // float16 and bfloat16 are widened as they are read and rounded (to nearest, ties to even) as they
-// are written; everything between is float32. Denormal halves are kept, whatever the thread's mode.
+// are written; everything between is float32. Denormal halves
+// are read and written as they are, whatever the thread's mode.
 #pragma once
 
 #include <cstring>

@@ -72,8 +72,9 @@ class WeightGradients {
     // Sums of a half-precision result stand in memory of the worker's own until they are complete.
     Sums sums = {sums_, sums_ + count * layout_.panel_columns, layout_.panel_columns};
     if constexpr (!kWidened<Stored>) {
-      sums = {result + row * 4 * p_.units + column, static_cast<T*>(call_.d_bias) + column,
-              4 * p_.units};
+      T* const rows = result == nullptr ? nullptr : result + row * 4 * p_.units + column;
+      T* const bias = with_bias ? static_cast<T*>(call_.d_bias) + column : nullptr;
+      sums = {rows, bias, 4 * p_.units};
     }
     const int64_t total = job_.schedule.total;
     // The first block stores, the others add; without any valid step the sums are zeros.

@@ -35,8 +35,8 @@ static Status CheckRowSplits(const ArgumentShapes& s, const int64_t* row_splits,
   char got[96];
   if (s.x.rank != 2) {
     Print(s.x.rank, s.x.dims, got);
-    return Error(StatusCode::kInvalidArgument, "values: expected shape (values, input_dim), got %s",
-                 got);
+    return Error(StatusCode::kInvalidArgument,
+                 "inputs: expected shape (values, input_dim) with row_splits, got %s", got);
   }
   if (s.row_splits.rank != 1 || s.row_splits.dims[0] < 1) {
     Print(s.row_splits.rank, s.row_splits.dims, got);
@@ -64,6 +64,10 @@ Status CheckArguments(const ArgumentShapes& s, LstmProblem* problem) noexcept {
   char got[96];
   const bool ragged = problem->row_splits != nullptr;
   int64_t batch = s.x.dims[0], timesteps = s.x.dims[1];
+  if (ragged && (s.mask.rank >= 0 || s.sequence_lengths.rank >= 0)) {
+    return Error(StatusCode::kInvalidArgument,
+                 "row_splits: expected neither mask nor sequence_lengths with it");
+  }
   if (ragged) {
     MASKED_LSTM_RETURN_IF_ERROR(CheckRowSplits(s, problem->row_splits, &batch, &timesteps));
   } else if (s.x.rank != 3) {

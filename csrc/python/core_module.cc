@@ -55,7 +55,7 @@ Array NewArray(const py::dtype& dtype, std::vector<py::ssize_t> shape) {
 DType DTypeOf(const Array& array) {
   if (array.itemsize() == 8) return DType::kFloat64;
   if (array.itemsize() == 4) return DType::kFloat32;
-  return array.dtype().kind() == 'f' ? DType::kFloat16 : DType::kBFloat16;
+  return array.dtype().is(py::dtype("float16")) ? DType::kFloat16 : DType::kBFloat16;
 }
 
 // (values,) of the type computed in.

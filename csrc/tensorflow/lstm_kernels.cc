@@ -139,8 +139,10 @@ class LstmOpBase : public OpKernel {
       p->sequence_lengths = static_cast<const int32_t*>(Data(mask));
     }
     const Tensor &input_factors = context->input(7), &recurrent_factors = context->input(8);
-    if (input_factors.dims() != 1) shapes.input_factors = ShapeOf(input_factors);
-    if (recurrent_factors.dims() != 1) shapes.recurrent_factors = ShapeOf(recurrent_factors);
+    const bool scale_x = input_factors.shape() != TensorShape({0});
+    const bool scale_h = recurrent_factors.shape() != TensorShape({0});
+    if (scale_x) shapes.input_factors = ShapeOf(input_factors);
+    if (scale_h) shapes.recurrent_factors = ShapeOf(recurrent_factors);
     TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
     TF_RETURN_IF_ERROR(ToAbsl(IsaFromEnvironment(&p->isa)));
     p->dtype = DTypeOf(context->input(0));
@@ -149,8 +151,8 @@ class LstmOpBase : public OpKernel {
     p->return_sequences = return_sequences_;
     p->activation = activation_;
     p->recurrent_activation = recurrent_activation_;
-    if (input_factors.dims() != 1) p->input_factors = Data(input_factors);
-    if (recurrent_factors.dims() != 1) p->recurrent_factors = Data(recurrent_factors);
+    if (scale_x) p->input_factors = Data(input_factors);
+    if (scale_h) p->recurrent_factors = Data(recurrent_factors);
     p->x = Data(context->input(0));
     p->kernel = Data(context->input(1));
     p->recurrent_kernel = Data(context->input(2));

@@ -49,7 +49,10 @@ absl::Status InferDims(InferenceContext* c, Dims* dims) {
   TF_RETURN_IF_ERROR(c->Merge(dims->columns, c->Dim(recurrent_kernel, 1), &dims->columns));
   TF_RETURN_IF_ERROR(c->Merge(dims->columns, c->Dim(bias, 0), &dims->columns));
   if (dims->ragged) {
+    DimensionHandle rows;
     TF_RETURN_IF_ERROR(c->WithRank(c->input(6), 1, &mask));
+    TF_RETURN_IF_ERROR(c->Subtract(c->Dim(mask, 0), 1, &rows));
+    TF_RETURN_IF_ERROR(c->Merge(dims->batch, rows, &dims->batch));
   } else if (mask_type == tensorflow::DT_BOOL) {
     TF_RETURN_IF_ERROR(c->WithRank(c->input(6), 2, &mask));
     TF_RETURN_IF_ERROR(c->Merge(dims->batch, c->Dim(mask, 0), &dims->batch));
@@ -61,8 +64,12 @@ absl::Status InferDims(InferenceContext* c, Dims* dims) {
     }
   }
   for (int input : {7, 8}) {
-    if (!c->RankKnown(c->input(input)) || c->Rank(c->input(input)) == 1) continue;
+    if (!c->RankKnown(c->input(input))) continue;
     DimensionHandle gates, unused;
+    if (c->Rank(c->input(input)) == 1) {  // none are given
+      TF_RETURN_IF_ERROR(c->WithValue(c->Dim(c->input(input), 0), 0, &unused));
+      continue;
+    }
     TF_RETURN_IF_ERROR(c->WithRank(c->input(input), 3, &factors));
     TF_RETURN_IF_ERROR(c->WithValue(c->Dim(factors, 0), 4, &gates));
     TF_RETURN_IF_ERROR(c->Merge(dims->batch, c->Dim(factors, 1), &dims->batch));

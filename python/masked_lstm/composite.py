@@ -19,7 +19,7 @@ def _valid(inputs, mask):
     """The op's mask input (bool mask, int32 lengths, or a scalar for neither) as bool (B,T)."""
     if mask.dtype == tf.bool:
         return mask
-    batch, timesteps = tf.unstack(tf.shape(inputs)[:2])
+    batch, timesteps = tf.shape(inputs)[0], tf.shape(inputs)[1]
     if mask.shape.rank == 0:
         return tf.ones([batch, timesteps], tf.bool)
     return tf.sequence_mask(mask, timesteps)
@@ -31,7 +31,7 @@ def _product(values, factors, weights):
         return values @ weights
     if values.shape.rank == 3:
         factors = factors[:, :, tf.newaxis]
-    gates = zip(tf.unstack(factors), tf.split(weights, 4, axis=1), strict=True)
+    gates = zip(tf.unstack(factors, 4), tf.split(weights, 4, axis=1), strict=True)
     return tf.concat([(values * factor) @ part for factor, part in gates], axis=-1)
 
 
@@ -54,32 +54,13 @@ def lstm(
 ):
     """(outputs, h, c) as the op MaskedLstm gives; arguments as the op's."""
     cell, gate = ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation]
-    if mask.dtype == tf.int64:  # row splits: compute on the padded form
-        ragged = tf.RaggedTensor.from_row_splits(inputs, mask, validate=False)
-        lengths = tf.cast(ragged.row_lengths(), tf.int32)
-        if go_backwards:  # outputs in processing order have no padding in front of them
-            inputs = tf.reverse_sequence(ragged.to_tensor(), lengths, 1)
-        else:
-            inputs = ragged.to_tensor()
-        outputs, h, c = lstm(
-            inputs,
-            kernel,
-            recurrent_kernel,
-            bias,
-            h0,
-            c0,
-            lengths,
-            input_factors,
-            recurrent_factors,
-            go_backwards=False,
-            zero_output_for_mask=False,
-            return_sequences=return_sequences,
-            activation=activation,
-            recurrent_activation=recurrent_activation,
-        )
-        if return_sequences:
-            outputs = tf.boolean_mask(outputs, tf.sequence_mask(lengths, tf.shape(inputs)[1]))
-        return outputs, h, c
+    ragged = mask.dtype == tf.int64  # row splits: computed in the padded form
+    if ragged:
+        inputs = tf.RaggedTensor.from_row_splits(inputs, mask, validate=False)
+        mask = tf.cast(inputs.row_lengths(), tf.int32)
+        inputs = inputs.to_tensor()
+        if go_backwards:  # rows end where they end: outputs have no padding in front of them
+            inputs, go_backwards = tf.reverse_sequence(inputs, mask, 1), False
     valid = _valid(inputs, mask)
     x = tf.where(valid[..., tf.newaxis], inputs, tf.zeros_like(inputs))
     if go_backwards:
@@ -106,7 +87,10 @@ def lstm(
         (0, h0, c0, tf.zeros_like(h0), outputs),
         maximum_iterations=timesteps,
     )
-    return (tf.transpose(outputs.stack(), [1, 0, 2]) if return_sequences else last), h, c
+    if not return_sequences:
+        return last, h, c
+    outputs = tf.transpose(outputs.stack(), [1, 0, 2])
+    return (tf.boolean_mask(outputs, _valid(inputs, mask)) if ragged else outputs), h, c
 
 
 def gradient_of_gradient(inputs, mask, factors, upstream, d_results, **options):
@@ -121,6 +105,14 @@ def gradient_of_gradient(inputs, mask, factors, upstream, d_results, **options):
     Returns:
         Nine tensors: for the six inputs and for d_results.
     """
+    # What the op has checked, for the code above to rely on.
+    inputs[0] = tf.ensure_shape(inputs[0], [None] * (2 if mask.dtype == tf.int64 else 3))
+    if mask.dtype == tf.bool:
+        mask = tf.ensure_shape(mask, [None, None])
+    factors = [
+        tensor if tensor.shape.rank == 1 else tf.ensure_shape(tensor, [4, None, None])
+        for tensor in factors
+    ]
     dtype = inputs[0].dtype
     compute = tf.float64 if dtype == tf.float64 else tf.float32
     inputs, factors, d_results, upstream = (

@@ -100,6 +100,12 @@ def _lengths_array(value):
     return np.ascontiguousarray(np.clip(lengths, limits.min, limits.max).astype(np.int32))
 
 
+def _options(backwards, zeros, sequences, activation, recurrent_activation, num_threads, isa):
+    """The native call's second argument."""
+    flags = (bool(backwards), bool(zeros), bool(sequences))
+    return (*flags, str(activation), str(recurrent_activation), _thread_count(num_threads), isa)
+
+
 def _thread_count(num_threads):
     if num_threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -173,13 +179,13 @@ def forward(
         recurrent_factors,
         row_splits,
     )
-    options = (
-        bool(go_backwards),
-        bool(zero_output_for_mask),
-        bool(return_sequences),
-        str(activation),
-        str(recurrent_activation),
-        _thread_count(num_threads),
+    options = _options(
+        go_backwards,
+        zero_output_for_mask,
+        return_sequences,
+        activation,
+        recurrent_activation,
+        num_threads,
         isa,
     )
     return Forward(*_core.forward(arguments, options, bool(save_reserve)))
@@ -248,13 +254,13 @@ def backward(
         None if value is None else _float_array(name, value, expected)
         for name, (value, expected) in given.items()
     ]
-    options = (
-        bool(go_backwards),
-        bool(zero_output_for_mask),
-        bool(return_sequences),
-        str(activation),
-        str(recurrent_activation),
-        _thread_count(num_threads),
+    options = _options(
+        go_backwards,
+        zero_output_for_mask,
+        return_sequences,
+        activation,
+        recurrent_activation,
+        num_threads,
         isa,
     )
     return Gradients(*_core.backward(arguments, options, *gradients, bool(overwrite_reserve)))

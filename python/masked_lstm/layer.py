@@ -77,7 +77,7 @@ def _fused_activation(activation) -> str | None:
 
 
 def _name(activation) -> str:
-    return repr(keras.activations.serialize(activation))
+    return repr(getattr(activation, "__name__", type(activation).__name__))
 
 
 def check_backend(backend: str) -> None:
@@ -266,10 +266,7 @@ class LSTM(keras.layers.LSTM):
         ragged = isinstance(sequences, tf.RaggedTensor)
         dtype, cell = self.compute_dtype, self.cell
         values = tf.cast(sequences.values if ragged else sequences, dtype)
-        batch = sequences.nrows() if ragged else tf.shape(sequences)[0]
-        keep, input_factors, recurrent_factors = self._draw_dropout(
-            batch, values.shape[-1], training
-        )
+        keep, input_factors, recurrent_factors = self._draw_dropout(sequences, training)
         if keep is not None:
             keep = tf.gather(keep, sequences.value_rowids()) if ragged else keep[:, tf.newaxis]
             values = values * keep
@@ -298,7 +295,7 @@ class LSTM(keras.layers.LSTM):
                 variable.assign(value)
         return (outputs, h, c) if self.return_state else outputs
 
-    def _draw_dropout(self, batch, input_dim, training):
+    def _draw_dropout(self, sequences, training):
         """Dropout's factors, each None where there is none: (B,D) of x for all gates; or, with
         implementation 1, the op's factors of x (4,B,D) and h (4,B,U) for each gate.
 
@@ -310,12 +307,14 @@ class LSTM(keras.layers.LSTM):
         def draw(rate, size):
             if not rate:
                 return None
+            ragged = isinstance(sequences, tf.RaggedTensor)
+            batch = sequences.nrows() if ragged else tf.shape(sequences)[0]
             ones = tf.ones((batch, size), self.compute_dtype)
             seed = self.cell.seed_generator
             masks = [keras.random.dropout(ones, rate, seed=seed) for _ in range(count)]
             return masks if training and rate < 1 else None
 
-        inputs = draw(self.dropout, input_dim)
+        inputs = draw(self.dropout, self.cell.kernel.shape[0])
         recurrent = draw(self.recurrent_dropout, self.units)
         if count == 1:
             return None if inputs is None else inputs[0], None, None
@@ -348,6 +347,11 @@ class LSTM(keras.layers.LSTM):
             raise ValueError(
                 "sequences: expected a RaggedTensor with ragged timesteps only (ragged_rank 1), "
                 f"got ragged_rank {sequences.ragged_rank}"
+            )
+        if self.activity_regularizer is not None and self.return_sequences:
+            raise ValueError(
+                "activity_regularizer: Keras cannot regularize a RaggedTensor, which this layer "
+                "returns for one with return_sequences=True"
             )
         states = self._initial_states(initial_state, sequences.shape[0])
         if self._choose_fused():

@@ -85,6 +85,13 @@ def _float_tensor(name, value, dtype):
     return tensor
 
 
+def _factors_tensor(name, value, dtype):
+    factors = _float_tensor(name, value, dtype)
+    if factors.shape.rank is None:  # a vector would mean "none are given" to the op
+        factors = tf.ensure_shape(factors, [4, None, None])
+    return factors
+
+
 def _mask_tensor(mask, sequence_lengths):
     """The op's one mask input: bool mask, int32 lengths, or a scalar for neither."""
     if mask is not None and sequence_lengths is not None:
@@ -141,6 +148,8 @@ def _check_static_shapes(tensors):
                 sizes[letter] = size
                 if letter == "units":
                     sizes["4*units"] = 4 * size
+                if letter == "batch + 1":
+                    sizes["batch"] = size - 1
 
 
 def lstm(
@@ -257,6 +266,8 @@ def ragged_lstm(
     row_splits = _tensor("row_splits", row_splits)
     if not row_splits.dtype.is_integer:
         raise TypeError(f"row_splits: expected an integer dtype, got {row_splits.dtype.name}")
+    if row_splits.shape == [0]:
+        raise ValueError("row_splits: expected shape (batch + 1), got (0,)")
     return _call(
         values,
         tf.cast(row_splits, tf.int64),
@@ -317,14 +328,14 @@ def _call(
         h0 = _float_tensor("initial_state[0] (h)", initial_state[0], dtype)
         c0 = _float_tensor("initial_state[1] (c)", initial_state[1], dtype)
     if input_factors is not None:
-        input_factors = _float_tensor("input_factors", input_factors, dtype)
+        input_factors = _factors_tensor("input_factors", input_factors, dtype)
     if recurrent_factors is not None:
-        recurrent_factors = _float_tensor("recurrent_factors", recurrent_factors, dtype)
+        recurrent_factors = _factors_tensor("recurrent_factors", recurrent_factors, dtype)
     for name, value in (
         ("activation", activation),
         ("recurrent_activation", recurrent_activation),
     ):
-        if value not in composite.ACTIVATIONS:
+        if not isinstance(value, str) or value not in composite.ACTIVATIONS:
             expected = ", ".join(composite.ACTIVATIONS)
             raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
     _check_static_shapes(
@@ -333,9 +344,9 @@ def _call(
             "recurrent_kernel": (recurrent_kernel, ("units", "4*units")),
             "kernel": (kernel, ("input_dim", "4*units")),
             "bias": (bias, ("4*units",)),
+            **{name: (mask, letters[name]) for name in mask_name},
             "initial_state[0] (h)": (h0, ("batch", "units")),
             "initial_state[1] (c)": (c0, ("batch", "units")),
-            **{name: (mask, letters[name]) for name in mask_name},
             "input_factors": (input_factors, ("4", "batch", "input_dim")),
             "recurrent_factors": (recurrent_factors, ("4", "batch", "units")),
         }
@@ -345,7 +356,7 @@ def _call(
         bias = tf.zeros([4 * units], dtype)
     if initial_state is None:
         ragged = mask.dtype == tf.int64
-        batch = _size(mask, 0) - 1 if ragged else _size(inputs, 0)
+        batch = tf.maximum(_size(mask, 0) - 1, 0) if ragged else _size(inputs, 0)
         h0 = c0 = tf.zeros([batch, units], dtype)
     none = tf.zeros([0], dtype)
     outputs, h, c, _ = ops.masked_lstm(

@@ -1,6 +1,7 @@
 """The specification in NumPy, in float64: what every kernel must compute, one timestep at a time.
 
-Written to be read, not to be fast. Same arguments and results as masked_lstm.core.
+Written to be read, not to be fast. Arguments and results as masked_lstm.core has
+them, but for row_splits.
 """
 
 import numpy as np
@@ -12,17 +13,17 @@ def _sigmoid(x):
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-# name: (f(x), df/dx as a function of f(x)); at a kink 0, as in TensorFlow.
+# name: (f(x), df/dx); at a kink 0, as in TensorFlow.
 ACTIVATIONS = {
-    "tanh": (np.tanh, lambda y: 1 - y**2),
-    "sigmoid": (_sigmoid, lambda y: y * (1 - y)),
-    "relu": (lambda x: np.maximum(x, 0), lambda y: np.where(y > 0, 1.0, 0.0)),
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+    "sigmoid": (_sigmoid, lambda x: _sigmoid(x) * (1 - _sigmoid(x))),
+    "relu": (lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1.0, 0.0)),
     "hard_sigmoid": (
         lambda x: np.clip(x / 6 + 0.5, 0, 1),
-        lambda y: np.where((y > 0) & (y < 1), 1 / 6, 0.0),
+        lambda x: np.where((x > -3) & (x < 3), 1 / 6, 0.0),
     ),
     "linear": (lambda x: x, np.ones_like),
-    "softsign": (lambda x: x / (1 + np.abs(x)), lambda y: (1 - np.abs(y)) ** 2),
+    "softsign": (lambda x: x / (1 + np.abs(x)), lambda x: 1 / (1 + np.abs(x)) ** 2),
 }
 
 
@@ -56,16 +57,16 @@ class _Cell:
         steps = []
         for t in positions:
             h_before, c_before = h, c
-            z_i, z_f, z_g, z_o = (
+            z = [
                 (x[t] * self.x_factors[g]) @ self.kernel[g]
                 + (h * self.h_factors[g]) @ self.recurrent_kernel[g]
                 + self.bias[g]
                 for g in range(4)
-            )
-            i, f, g, o = self.gate(z_i), self.gate(z_f), self.cell(z_g), self.gate(z_o)
+            ]
+            i, f, g, o = self.gate(z[0]), self.gate(z[1]), self.cell(z[2]), self.gate(z[3])
             c = f * c + i * g
             h = o * self.cell(c)
-            steps.append((t, i, f, g, o, h_before, c_before, h, c))
+            steps.append((t, z, i, f, g, o, h_before, c_before, h, c))
         return steps
 
 
@@ -166,16 +167,16 @@ def backward(
         if d_outputs is not None and steps and not return_sequences:
             dh = dh + d_outputs[row]
         for step, (begin, end) in zip(reversed(steps), reversed(ranges), strict=True):
-            t, i, f, g, o, h_before, c_before, _, c = step
+            t, z, i, f, g, o, h_before, c_before, _, c = step
             if d_outputs is not None and return_sequences:
                 dh = dh + np.asarray(d_outputs[row, begin:end], np.float64).sum(axis=0)
             y = cell.cell(c)
-            dc = dc + dh * o * cell.d_cell(y)
+            dc = dc + dh * o * cell.d_cell(c)
             d_gates = [
-                dc * g * cell.d_gate(i),
-                dc * c_before * cell.d_gate(f),
-                dc * i * cell.d_cell(g),
-                dh * y * cell.d_gate(o),
+                dc * g * cell.d_gate(z[0]),
+                dc * c_before * cell.d_gate(z[1]),
+                dc * i * cell.d_cell(z[2]),
+                dh * y * cell.d_gate(z[3]),
             ]
             dh = np.zeros_like(dh)
             for gate, d_gate in enumerate(d_gates):
