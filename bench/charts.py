@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 from peers import OURS, TITLES
-from report import Rows, best_peer, by_case, milliseconds, speedup
+from report import Rows, best_peer, by_case, milliseconds, speedup, usual_isa
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first
@@ -18,6 +18,8 @@ COLORS = dict(zip(TITLES, f"{PEER_COLORS} #1f4e9c #5b8bd0 #9dbbe6".split(), stri
 
 def draw_all(rows: Rows, folder: Path) -> list[Path]:
     """Draws each chart for which there are rows; the paths written."""
+    isa = usual_isa(rows)
+    rows = [row for row in rows if row["isa"] == isa]
     most = max(row["threads"] for row in rows)
     at_most = [row for row in rows if row["threads"] == most]
     first = at_most[0]

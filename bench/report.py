@@ -129,29 +129,37 @@ def conditions(rows: Rows) -> str:
     )
 
 
+def usual_isa(rows: Rows) -> str:
+    """The one most rows were measured with; others were forced."""
+    names = [row["isa"] for row in rows]
+    return max(names, key=names.count)
+
+
 def void_note(void: Rows) -> str:
     names = ", ".join(dict.fromkeys(f"{row['case']} {row['pass']}" for row in void))
     return f"Left out as void, since Keras measured twice differs by over 5 %: {names}.\n"
 
 
 def sections(rows: Rows, void: Rows, main_only: bool) -> str:
-    """The Markdown text, one part for each thread count."""
+    """The Markdown text, one part for each instruction set and thread count."""
     parts = []
-    for threads in dict.fromkeys(row["threads"] for row in rows):
-        here = [row for row in rows if row["threads"] == threads]
+    for isa, threads in dict.fromkeys((row["isa"], row["threads"]) for row in rows):
+        if main_only and isa != usual_isa(rows):
+            continue
+        here = [row for row in rows if (row["isa"], row["threads"]) == (isa, threads)]
         parts.append(conditions(here))
         for pass_name, title in (("forward", "Forward"), ("training", "Training step")):
             part = [row for row in here if row["pass"] == pass_name]
             part = [row for row in part if not main_only or row["group"] == "main"]
             if part:
-                parts.append(f"**{title}**, {threads:.0f} threads\n\n{result_table(part)}")
+                parts.append(f"**{title}**, {isa}, {threads:.0f} threads\n\n{result_table(part)}")
             if part and not main_only:
                 table = peer_table(part, lambda row: milliseconds(row["median_ms"]))
                 parts.append(f"{title}, all peers, ms:\n\n{table}")
             if part := [row for row in part if row["memory_mib"] is not None]:
                 table = peer_table(part, lambda row: f"{row['memory_mib']:.0f}")
                 parts.append(f"{title}, peak memory, MiB:\n\n{table}")
-        if missed := [row for row in void if row["threads"] == threads]:
+        if missed := [row for row in void if (row["isa"], row["threads"]) == (isa, threads)]:
             parts.append(void_note(missed))
     return "\n".join(parts)
 

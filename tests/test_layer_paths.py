@@ -1,6 +1,9 @@
 """Which path masked_lstm.LSTM takes, that it says so, and how it refuses bad arguments."""
 
 import re
+import subprocess
+import sys
+import textwrap
 
 import keras
 import numpy as np
@@ -156,3 +159,25 @@ def test_a_failed_call_leaves_no_dropout_mask_behind():
         ours(random(2, 3, INPUT_DIM + 1), training=True)
     ours.call(tf.zeros((2, 3, INPUT_DIM)), training=True)
     assert ours.cell._dropout_mask is None
+
+
+def test_on_pytorch_it_is_keras_own_layer():
+    """Keras' other backends: the same results, and the reason recorded."""
+    pytest.importorskip("torch")
+    code = """
+        import os
+        os.environ["KERAS_BACKEND"] = "torch"
+        import keras, numpy as np
+        from masked_lstm import LSTM
+        layers = keras.layers.LSTM(3, return_state=True), LSTM(3, return_state=True)
+        x, mask = np.random.rand(2, 5, 4).astype("float32"), np.ones((2, 5), bool)
+        mask[0, 3:] = False
+        for layer in layers:
+            layer.build(x.shape)
+        layers[1].set_weights(layers[0].get_weights())
+        for a, b in zip(*(layer(x, mask=mask) for layer in layers)):
+            assert (keras.ops.convert_to_numpy(a) == keras.ops.convert_to_numpy(b)).all()
+        assert "Keras on torch" in layers[1].fused_reason
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()[-2000:]

@@ -1,0 +1,140 @@
+// The forward recurrence: one cooperative launch walks all sequences, in groups of blocks.
+#pragma once
+
+#include "cuda/group.cuh"
+
+namespace masked_lstm {
+namespace cuda {
+
+template <typename T>
+struct ForwardBuffers {
+  T* projection;  // (N,4U) x.W + bias; the reserve's gates, where they are saved
+  T* cells;       // (N,U) of the reserve, or null
+  T* h;           // (groups, 2, kGroupSlots, U)
+  bool save;      // activated gates go where the projection stood
+};
+
+template <typename T>
+constexpr size_t kForwardShared =
+    kProductShared<T, 4 * kGroupUnits> + kGroupSlots * kGroupUnits * sizeof(T) + sizeof(Slots);
+
+// Grid: groups * blocks blocks of kGroupThreads, cooperative.
+template <typename Stored, typename T = Compute<Stored>>
+static __global__ void __launch_bounds__(kGroupThreads, 1)
+    ForwardKernel(LstmForward call, DeviceSchedule schedule, Groups groups,
+                  ForwardBuffers<T> buffers) {
+  const LstmProblem& p = call.problem;
+  const int64_t U = p.units;
+  const int group = BlockIndex() / groups.blocks, member = BlockIndex() % groups.blocks;
+  const int64_t first_unit = int64_t{member} * kGroupUnits;
+  const Stored* recurrent_kernel = static_cast<const Stored*>(p.recurrent_kernel);
+  Slots& slots = *SharedMemory<Slots>();
+  T* const cell = reinterpret_cast<T*>(&slots + 1);  // (kGroupSlots, kGroupUnits)
+  T* const shared = cell + kGroupSlots * kGroupUnits;
+  T* h = buffers.h + int64_t{group} * 2 * kGroupSlots * U;
+  T* h_next = h + kGroupSlots * U;
+  // This thread's own slot and unit; the upper threads only multiply.
+  const int own = ThreadIndex(), s = own / kGroupUnits;
+  const int64_t unit = first_unit + own % kGroupUnits;
+  const bool owns = own < kGroupSlots * kGroupUnits && unit < U;
+
+  if (own == 0) {
+    ClearSlots(&slots);
+    RefillSlots(p, schedule, groups, group, /*last_first=*/false, &slots);
+  }
+  for (unsigned round = 1;; ++round) {
+    BlockBarrier();
+    if (slots.active == 0) return;
+    if (owns && slots.row[s] >= 0 && slots.fresh[s]) {
+      const int64_t at = slots.row[s] * U + unit;
+      h[s * U + unit] = p.h0 == nullptr ? T(0) : Widen(static_cast<const Stored*>(p.h0)[at]);
+      cell[own] = p.c0 == nullptr ? T(0) : Widen(static_cast<const Stored*>(p.c0)[at]);
+    }
+    GroupBarrier(groups.counters + group, groups.blocks, round);
+    const T* sums = SlotProduct<T, 4 * kGroupUnits>(
+        shared, slots, U, [&](int slot, int64_t k) { return h[slot * U + k]; },
+        [&](int64_t k, int column) {
+          const int64_t u = first_unit + column % kGroupUnits;
+          if (u >= U) return T(0);
+          return Widen(recurrent_kernel[(k * 4 + column / kGroupUnits) * U + u]);
+        });
+    if (owns && slots.row[s] >= 0) {
+      const int64_t n = slots.n[s], row = slots.row[s];
+      T* const gates = buffers.projection + n * 4 * U + unit;
+      const T* const sum = sums + s * 4 * kGroupUnits + own % kGroupUnits;
+      T y[4];
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const Activation activation = v == 2 ? p.activation : p.recurrent_activation;
+        const T x = gates[v * U] + sum[v * kGroupUnits];
+        y[v] = Activate(activation, x);
+        if (buffers.save) gates[v * U] = Saved(activation, x, y[v]);
+      }
+      const T c = MulAdd(y[1], cell[own], y[0] * y[2]);
+      const T new_h = y[3] * Activate(p.activation, c);
+      cell[own] = c;
+      h_next[s * U + unit] = new_h;
+      if (buffers.save) buffers.cells[n * U + unit] = c;
+      const bool last = slots.left[s] == 1;
+      if (call.outputs != nullptr && (p.return_sequences || last)) {
+        const int64_t to = p.return_sequences ? OutputRow(p, row, schedule.x_rows[n]) : row;
+        static_cast<Stored*>(call.outputs)[to * U + unit] = Narrow<Stored>(new_h);
+      }
+      if (last && call.h != nullptr) {
+        static_cast<Stored*>(call.h)[row * U + unit] = Narrow<Stored>(new_h);
+      }
+      if (last && call.c != nullptr) {
+        static_cast<Stored*>(call.c)[row * U + unit] = Narrow<Stored>(c);
+      }
+    }
+    BlockBarrier();
+    if (own == 0) {
+      for (int slot = 0; slot < kGroupSlots; ++slot) {
+        ++slots.n[slot];
+        if (slots.row[slot] >= 0 && --slots.left[slot] == 0) slots.row[slot] = -1;
+      }
+      RefillSlots(p, schedule, groups, group, /*last_first=*/false, &slots);
+    }
+    T* const swap = h;
+    h = h_next;
+    h_next = swap;
+  }
+}
+
+// One thread for each unit of each row: rows without steps keep their states; outputs at masked
+// steps repeat the one before, or are zeros.
+template <typename Stored>
+static __global__ void FillKernel(LstmForward call, DeviceSchedule schedule) {
+  const LstmProblem& p = call.problem;
+  const int64_t U = p.units, row = BlockIndexY();
+  const int64_t unit = int64_t{BlockIndex()} * BlockSize() + ThreadIndex();
+  if (unit >= U) return;
+  const int64_t count = schedule.counts[row], first = schedule.first[row];
+  Stored* const outputs = static_cast<Stored*>(call.outputs);
+  const Stored zero = Narrow<Stored>(Compute<Stored>(0));
+  if (count == 0) {
+    const int64_t at = row * U + unit;
+    const Stored *h0 = static_cast<const Stored*>(p.h0), *c0 = static_cast<const Stored*>(p.c0);
+    if (call.h != nullptr) static_cast<Stored*>(call.h)[at] = h0 == nullptr ? zero : h0[at];
+    if (call.c != nullptr) static_cast<Stored*>(call.c)[at] = c0 == nullptr ? zero : c0[at];
+    if (outputs != nullptr && !p.return_sequences) outputs[at] = zero;
+  }
+  if (outputs == nullptr || !p.return_sequences) return;
+  const int64_t start = DeviceStart(p, row), timesteps = DeviceTimesteps(p, row);
+  if (count == timesteps) return;
+  Stored before = zero;
+  int64_t k = 0;
+  int64_t next = count > 0 ? OutputRow(p, row, schedule.x_rows[first]) : -1;
+  for (int64_t at = start; at < start + timesteps; ++at) {
+    if (at == next) {
+      if (!p.zero_output_for_mask) before = outputs[at * U + unit];
+      ++k;
+      next = k < count ? OutputRow(p, row, schedule.x_rows[first + k]) : -1;
+    } else {
+      outputs[at * U + unit] = before;
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace masked_lstm
