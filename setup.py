@@ -45,6 +45,12 @@ def tensorflow_flags():
 TENSORFLOW = tensorflow_flags()
 
 
+def cuda_options():
+    """CMake's, from the environment: MASKED_LSTM_CUDA, MASKED_LSTM_CUDA_ARCHITECTURES."""
+    names = ("MASKED_LSTM_CUDA", "MASKED_LSTM_CUDA_ARCHITECTURES")
+    return [f"-D{name}={os.environ[name]}" for name in names if name in os.environ]
+
+
 class CMakeBuild(build_ext):
     """Builds all libraries of the package; a failure is a failed install."""
 
@@ -70,6 +76,7 @@ class CMakeBuild(build_ext):
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
                 f"-DMASKED_LSTM_TF_COMPILE_FLAGS={compile_flags}",
                 f"-DMASKED_LSTM_TF_LINK_FLAGS={link_flags}",
+                *cuda_options(),
             ]
         )  # fmt: skip
         subprocess.check_call(["cmake", "--build", str(build)])

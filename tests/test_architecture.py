@@ -15,7 +15,7 @@ ALLOWED = {
     "cpu": {"", "cpu"},
     "cuda": {"", "cpu", "cuda"},
     "host": {"", "cpu", "host"},
-    "python": {"", "cpu", "host", "python"},
+    "python": {"", "cpu", "cuda", "host", "python"},
     "tensorflow": {"", "host"},
 }
 FRAMEWORKS = {"python": ("pybind11/",), "tensorflow": ("tensorflow/", "absl/")}
@@ -45,7 +45,17 @@ def test_core_includes_no_framework():
 
 def test_python_layers_depend_one_way():
     """core and reference know no TensorFlow; ops knows no Keras; nobody imports upwards."""
-    order = ["results", "reference", "core", "composite", "ops", "calls", "layer", "replace"]
+    order = [
+        "results",
+        "reference",
+        "core",
+        "cuda",
+        "composite",
+        "ops",
+        "calls",
+        "layer",
+        "replace",
+    ]
     for at, module in enumerate(order):
         text = (PACKAGE / f"{module}.py").read_text()
         imported = set(re.findall(r"^\s*(?:from|import) ([\w.]+)", text, re.M))

@@ -14,6 +14,7 @@ def test_core_without_tensorflow(tmp_path):
     environment = {
         **os.environ,
         "MASKED_LSTM_TENSORFLOW": "OFF",
+        "MASKED_LSTM_CUDA": "OFF",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
@@ -24,6 +25,7 @@ def test_core_without_tensorflow(tmp_path):
         metadata = next(name for name in archive.namelist() if name.endswith("METADATA"))
         requirements = archive.read(metadata).decode()
         assert not [name for name in archive.namelist() if "masked_lstm_ops" in name]
+        assert not [name for name in archive.namelist() if "_cuda.cpython" in name]
     assert "Requires-Dist: numpy" in requirements
     assert "Requires-Dist: tensorflow" not in requirements
     code = f"""
