@@ -67,8 +67,9 @@ def test_results_and_gradients(mask, zero_output, go_backwards, return_sequences
 
 @pytest.mark.parametrize("return_sequences", [False, True])
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", "ave", "mul", None])
-def test_bidirectional(merge_mode, return_sequences):
-    mask = MASKS["right"]
+@pytest.mark.parametrize("mask", ["right", "left", "holes", "empty rows", "none"])
+def test_bidirectional(mask, merge_mode, return_sequences):
+    mask = MASKS[mask]
     x, poisoned = padding_and_poison(random(BATCH, TIMESTEPS, INPUT_DIM), mask)
     kwargs = dict(return_sequences=return_sequences, return_state=True, dtype="float64")
     stock, ours = (

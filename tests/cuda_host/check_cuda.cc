@@ -3,6 +3,7 @@
 // blocks; the same bits in every order of the threads, alone and in a batch.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -172,9 +173,9 @@ Results<T> OnCpu(const Problem<T>& problem) {
 
 template <typename T>
 Results<T> OnExecutor(const Problem<T>& problem, unsigned seed, int resident_blocks,
-                      bool reserve_is_scratch) {
+                      bool reserve_is_scratch, int32_t* bad_length = nullptr) {
   std::vector<char> workspace;
-  const cuda::DeviceLimits limits = {problem.x_rows, resident_blocks, nullptr};
+  const cuda::DeviceLimits limits = {problem.x_rows, resident_blocks, bad_length};
   Launcher launch{seed};
   return Run<T>(
       problem, true, reserve_is_scratch,
@@ -249,7 +250,7 @@ void Check() {
     const bool large = shape.units > 60 || shape.timesteps > 100 || shape.batch > 20;
     for (Mask kind : {Mask::kNone, Mask::kLengths, Mask::kHoles, Mask::kEmpty, Mask::kRagged}) {
       for (int options : {0, 1, 2, 5, 8, 16}) {
-        if ((large || sizeof(T) == 2) && (kind != Mask::kHoles || options > 1)) continue;
+        if ((large || sizeof(T) != 4) && (kind != Mask::kHoles || options > 1)) continue;
         if ((kind == Mask::kNone || kind == Mask::kEmpty) && options != 1) continue;
         if (kind == Mask::kRagged && (options & 2)) continue;
         const Problem<T> problem(shape, kind, options);
@@ -274,9 +275,26 @@ void Check() {
   }
 }
 
+// Lengths outside [0,T] are clamped, and reported to who asks.
+void CheckBadLengths() {
+  Problem<float> problem({4, 5, 3, 6}, Mask::kLengths, 0);
+  problem.lengths = {5, 0, 3, 2};
+  int32_t bad_length = 0;
+  const Results<float> good = OnExecutor(problem, 1, 64, true, &bad_length);
+  if (bad_length != 0) Fail("good lengths are reported", "float32", 0);
+  problem.lengths = {INT32_MAX, -3, 3, 2};
+  const Results<float> bad = OnExecutor(problem, 2, 64, true, &bad_length);
+  if (bad_length != 1) Fail("bad lengths are not reported", "float32", 0);
+  const auto a = good.All(), b = bad.All();
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!Same(*a[i], *b[i])) Fail("bad lengths are not clamped", "float32", 0);
+  }
+}
+
 }  // namespace
 
 int main() {
+  CheckBadLengths();
   Check<float>();
   Check<double>();
   Check<Float16>();
