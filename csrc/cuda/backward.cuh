@@ -39,7 +39,7 @@ MASKED_LSTM_DEVICE T OutputGradient(const LstmBackward& call, int64_t row, int64
   const int64_t from = OutputRow(p, row, x_row);
   int64_t end = from + 1;
   if (!p.zero_output_for_mask) {
-    end = next_x_row < 0 ? DeviceStart(p, row) + DeviceTimesteps(p, row)
+    end = next_x_row < 0 ? StartOfRow(p, row) + TimestepsOfRow(p, row)
                          : OutputRow(p, row, next_x_row);
   }
   T sum = T(0);

@@ -120,7 +120,7 @@ static __global__ void FillKernel(LstmForward call, DeviceSchedule schedule) {
     if (outputs != nullptr && !p.return_sequences) outputs[at] = zero;
   }
   if (outputs == nullptr || !p.return_sequences) return;
-  const int64_t start = DeviceStart(p, row), timesteps = DeviceTimesteps(p, row);
+  const int64_t start = StartOfRow(p, row), timesteps = TimestepsOfRow(p, row);
   if (count == timesteps) return;
   Stored before = zero;
   int64_t k = 0;

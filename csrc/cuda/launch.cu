@@ -106,7 +106,7 @@ Status CheckWorkspace(const void* workspace, size_t have, size_t need) {
                workspace == nullptr ? size_t{0} : have);
 }
 
-// f.template operator()<Stored>() for the dtype.
+// f(Stored()) for the dtype.
 template <typename F>
 Status WithStored(DType dtype, F f) {
   switch (dtype) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/device.cuh"
+#include "schedule.h"
 
 namespace masked_lstm {
 namespace cuda {
@@ -19,20 +20,13 @@ struct DeviceSchedule {
 
 constexpr int kScheduleThreads = 128;
 
-MASKED_LSTM_DEVICE int64_t DeviceTimesteps(const LstmProblem& p, int64_t row) {
-  return p.row_splits == nullptr ? p.timesteps : p.row_splits[row + 1] - p.row_splits[row];
-}
-MASKED_LSTM_DEVICE int64_t DeviceStart(const LstmProblem& p, int64_t row) {
-  return p.row_splits == nullptr ? row * p.timesteps : p.row_splits[row];
-}
-
 MASKED_LSTM_DEVICE bool IsValid(const LstmProblem& p, int64_t row, int64_t t, int64_t limit) {
   return t < limit && (p.mask == nullptr || p.mask[row * p.timesteps + t] != 0);
 }
 
 // The end of what can be valid in a row, whatever its length says: never out of bounds.
 MASKED_LSTM_DEVICE int64_t RowLimit(const LstmProblem& p, int64_t row, int32_t* bad_length) {
-  const int64_t timesteps = DeviceTimesteps(p, row);
+  const int64_t timesteps = TimestepsOfRow(p, row);
   if (p.sequence_lengths == nullptr) return timesteps;
   const int64_t length = p.sequence_lengths[row];
   if (length >= 0 && length <= timesteps) return length;
@@ -76,7 +70,7 @@ static __global__ void OrderRowsKernel(LstmProblem p, DeviceSchedule schedule) {
 static __global__ void ListStepsKernel(LstmProblem p, DeviceSchedule schedule) {
   int32_t* sums = SharedMemory<int32_t>();  // (kScheduleThreads)
   const int64_t row = BlockIndex(), limit = RowLimit(p, row, nullptr);
-  const int64_t start = DeviceStart(p, row), first = schedule.first[row];
+  const int64_t start = StartOfRow(p, row), first = schedule.first[row];
   int64_t before = 0;  // valid steps before this piece of the row
   for (int64_t begin = 0; begin < limit; begin += kScheduleThreads) {
     const int64_t i = begin + ThreadIndex();
@@ -102,9 +96,8 @@ static __global__ void ListStepsKernel(LstmProblem p, DeviceSchedule schedule) {
 
 // Where in outputs the step stands that reads row x_row of x: outputs are in processing order.
 MASKED_LSTM_DEVICE int64_t OutputRow(const LstmProblem& p, int64_t row, int64_t x_row) {
-  if (!p.go_backwards) return x_row;
-  const int64_t start = DeviceStart(p, row);
-  return start + DeviceTimesteps(p, row) - 1 - (x_row - start);
+  const int64_t start = StartOfRow(p, row);
+  return start + OutputPosition(p, row, x_row - start);
 }
 
 }  // namespace cuda

@@ -125,8 +125,7 @@ def gradient_of_gradient(inputs, mask, factors, upstream, d_results, **options):
             inner.watch(inputs)
             results = lstm(*inputs, mask, *factors, **options)
         first = inner.gradient(results, inputs, d_results, tf.UnconnectedGradients.ZERO)
-        first = [
-            tf.convert_to_tensor(gradient) for gradient in first
-        ]  # a ragged x's: IndexedSlices
+        # Those of a ragged x are IndexedSlices.
+        first = [tf.convert_to_tensor(gradient) for gradient in first]
     gradients = outer.gradient(first, [*inputs, *d_results], upstream, tf.UnconnectedGradients.ZERO)
     return [tf.cast(gradient, dtype) for gradient in gradients]

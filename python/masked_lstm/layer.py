@@ -286,9 +286,8 @@ class LSTM(keras.layers.LSTM):
             if self.return_sequences:
                 outputs = sequences.with_values(outputs)
         else:
-            options["zero_output_for_mask"] = (
-                self.zero_output_for_mask
-            )  # Bidirectional sets it late
+            zeros = self.zero_output_for_mask  # read now: Bidirectional sets it after construction
+            options["zero_output_for_mask"] = zeros
             outputs, h, c = ops.lstm(values, *weights, mask=mask, **options)
         if self.stateful:
             for variable, value in zip(self.states, (h, c), strict=True):

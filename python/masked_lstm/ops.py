@@ -203,14 +203,11 @@ def lstm(
         sequence_lengths. tf.errors.InvalidArgumentError: a wrong shape or length found when run.
     """
     mask = _mask_tensor(mask, sequence_lengths)
-    letters = {
-        "inputs": ("batch", "timesteps", "input_dim"),
-        "mask": ("batch", "timesteps") if mask.dtype == tf.bool else ("batch",),
-    }
+    letters = {"inputs": ("batch", "timesteps", "input_dim")}
     if sequence_lengths is not None:
-        letters["sequence_lengths"] = letters.pop("mask")
-    elif mask.dtype != tf.bool:
-        del letters["mask"]
+        letters["sequence_lengths"] = ("batch",)
+    elif mask.dtype == tf.bool:
+        letters["mask"] = ("batch", "timesteps")
     return _call(
         inputs,
         mask,
