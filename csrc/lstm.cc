@@ -106,7 +106,7 @@ Status CountValidSteps(const LstmProblem& p, int64_t* steps) noexcept {
 Status LstmForwardWorkspaceBytes(const LstmProblem& p, int workers, size_t* bytes) noexcept {
   const CpuKernels* kernels = nullptr;
   MASKED_LSTM_RETURN_IF_ERROR(CheckSizes(p));
-  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(p.isa, &kernels));
+  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(ForwardIsa(p), &kernels));
   *bytes = CpuForwardWorkspaceBytes(p, *kernels, workers);
   return OkStatus();
 }
@@ -116,11 +116,12 @@ Status LstmBackwardWorkspaceBytes(const LstmProblem& p, bool have_reserve, int w
   const CpuKernels* kernels = nullptr;
   int64_t steps = 0;
   MASKED_LSTM_RETURN_IF_ERROR(CountValidSteps(p, &steps));
-  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(p.isa, &kernels));
+  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(BackwardIsa(p), &kernels));
   *bytes = CpuBackwardWorkspaceBytes(p, steps, *kernels, workers);
   if (!have_reserve) {
     // The forward pass runs first, in the same memory.
-    const size_t forward = CpuForwardWorkspaceBytes(p, *kernels, workers);
+    size_t forward = 0;
+    MASKED_LSTM_RETURN_IF_ERROR(LstmForwardWorkspaceBytes(p, workers, &forward));
     if (forward > *bytes) *bytes = forward;
   }
   return OkStatus();
@@ -132,7 +133,7 @@ Status RunLstmForward(const LstmForward& call, const Threads& threads) noexcept 
   size_t need = 0;
   const CpuKernels* kernels = nullptr;
   MASKED_LSTM_RETURN_IF_ERROR(CountValidSteps(p, &steps));
-  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(p.isa, &kernels));
+  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(ForwardIsa(p), &kernels));
   MASKED_LSTM_RETURN_IF_ERROR(CheckInputs(p, steps));
   MASKED_LSTM_RETURN_IF_ERROR(LstmForwardWorkspaceBytes(p, threads.workers, &need));
   MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes, need));
@@ -146,7 +147,7 @@ Status RunLstmBackward(const LstmBackward& call, const Threads& threads) noexcep
   size_t need = 0;
   const CpuKernels* kernels = nullptr;
   MASKED_LSTM_RETURN_IF_ERROR(CountValidSteps(p, &steps));
-  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(p.isa, &kernels));
+  MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(BackwardIsa(p), &kernels));
   MASKED_LSTM_RETURN_IF_ERROR(CheckInputs(p, steps));
   MASKED_LSTM_RETURN_IF_ERROR(CheckPointer("scratch", call.scratch, steps * 5 * p.units));
   MASKED_LSTM_RETURN_IF_ERROR(

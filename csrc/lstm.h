@@ -41,7 +41,9 @@ constexpr const char* DTypeName(DType dtype) {
 enum class Activation { kTanh = 0, kSigmoid, kRelu, kHardSigmoid, kLinear, kSoftsign };
 constexpr int kActivations = 6;
 
-enum class Isa { kAuto = -1, kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
+// The last two are kAvx512 with products of bfloat16 in the forward pass of that dtype.
+enum class Isa { kAuto = -1, kGeneric = 0, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
+constexpr int kIsas = 5;
 
 // Threads lent by the caller for one core call.
 //

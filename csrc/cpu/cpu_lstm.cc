@@ -40,9 +40,9 @@ constexpr int64_t kMemberMultiplyAdds = 32 << 10;
 
 // `weights`: bytes read in each step; `panels`: items of a step; `panel_work`: multiply-adds of one
 // panel for one slot. Results depend on none of the choices made here.
-Teams ChooseTeams(const LstmProblem& p, const CpuKernels& kernels, int workers, int64_t weights,
-                  int64_t panels, int64_t panel_work) {
-  const int64_t rows = std::max<int64_t>(1, p.batch), tile = kernels.tile_rows;
+Teams ChooseTeams(const LstmProblem& p, int64_t tile, int64_t most_slots, int workers,
+                  int64_t weights, int64_t panels, int64_t panel_work) {
+  const int64_t rows = std::max<int64_t>(1, p.batch);
   // So many members that each reads no more than that, but so few teams that each has rows enough
   // to fill a tile.
   const int64_t readers = std::min<int64_t>(CpuLayout::Panels(weights, kSharedBytes), workers);
@@ -52,7 +52,7 @@ Teams ChooseTeams(const LstmProblem& p, const CpuKernels& kernels, int workers, 
   const int64_t members = std::min<int64_t>({CpuLayout::Panels(workers, count), panels, kMaxTeam,
                                              std::max<int64_t>(1, step / kMemberMultiplyAdds)});
   // More slots share each part of the weights where it comes from farther away.
-  const int64_t most = weights > kSharedBytes * members ? kMaxSlots : kMaxSlots / 2;
+  const int64_t most = weights > kSharedBytes * members ? most_slots : most_slots / 2;
   Teams teams = {};
   teams.count = static_cast<int>(count);
   teams.members = static_cast<int>(members);
@@ -63,10 +63,9 @@ Teams ChooseTeams(const LstmProblem& p, const CpuKernels& kernels, int workers, 
 
 // The longest row is as many steps as the call will have: with more slots than all rows keep busy
 // so long, tiles would be full first and empty later.
-void UseFewerSlots(const Schedule& schedule, const CpuKernels& kernels, Teams* teams) {
+void UseFewerSlots(const Schedule& schedule, int64_t rows, Teams* teams) {
   if (schedule.total == 0) return;
   const int64_t steps = int64_t{schedule.counts[schedule.order[0]]} * teams->count;
-  const int64_t rows = kernels.tile_rows;
   const int64_t needed = (schedule.total / steps + rows / 2) / rows * rows;
   teams->slots = static_cast<int>(std::max(rows, std::min<int64_t>(needed, teams->slots)));
 }
@@ -127,32 +126,38 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
                      ForwardJob* job) {
   const CpuLayout layout = LayoutOf(p, kernels);
   const int64_t bytes = ComputeBytes(p.dtype), panels = layout.forward_panels();
-  const int64_t weights = layout.forward_packed() * bytes;
+  const bool bf16 = p.dtype == DType::kBFloat16 && kernels.bf16_tile_rows > 0;
+  const int64_t weights = bf16 ? layout.bf16_packed_bytes() : layout.forward_packed() * bytes;
+  const int64_t tile = bf16 ? kernels.bf16_tile_rows : kernels.tile_rows;
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->teams = ChooseTeams(p, kernels, workers, weights, panels, layout.forward_panel_size());
+  job->teams = ChooseTeams(p, tile, bf16 ? kernels.bf16_slots : kVectorSlots, workers, weights,
+                           panels, layout.forward_panel_size());
   // With few slots per step, x.W of several steps at once fills tiles, and halves what a step
   // reads.
-  const bool thin =
-      p.timesteps > 1 && (p.batch + job->teams.count - 1) / job->teams.count < kernels.tile_rows;
+  const bool thin = !bf16 && p.timesteps > 1 &&
+                    (p.batch + job->teams.count - 1) / job->teams.count < kernels.tile_rows;
   job->projected = thin ? kProjectedSteps : 0;
   const bool widened = StoredBytes(p.dtype) != bytes;
   const int64_t copies = p.input_factors != nullptr ? 4 : widened ? 1 : 0;
   job->staged = copies * (thin ? kProjectedSteps : 1);
   const int64_t states = p.recurrent_factors != nullptr ? 3 + 2 * 4 : 3;
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
+  const int64_t team_values =
+      bf16 ? layout.bf16_forward_team(job->teams.slots)
+           : layout.forward_team(job->teams.slots, states, job->projected, job->staged);
   job->first_packed = passes <= kUnpackedPasses && !widened ? p.units / layout.width : 0;
-  job->packed = arena.Take<void>(layout.forward_packed() * bytes);
+  job->packed = arena.Take<void>(weights);
   job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));
   if (workspace != nullptr) std::fill_n(job->finished, p.batch, -1);
-  LayOutTeams<ForwardSlots<float, float>>(
-      &arena, workers, layout.forward_team(job->teams.slots, states, job->projected, job->staged),
-      layout.saved_tiles(job->teams.slots), bytes, panels, workspace != nullptr, &job->teams);
+  LayOutTeams<ForwardSlots<float, float>>(&arena, workers, team_values,
+                                          layout.saved_tiles(job->teams.slots), bytes, panels,
+                                          workspace != nullptr, &job->teams);
   job->pack.size = panels - job->first_packed;
   job->rows.size = p.batch;
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
-    UseFewerSlots(job->schedule, kernels, &job->teams);
+    UseFewerSlots(job->schedule, tile, &job->teams);
   }
   return arena.Bytes();
 }
@@ -167,9 +172,9 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   const int64_t bytes = ComputeBytes(p.dtype), recurrent_panels = layout.recurrent_panels();
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->teams =
-      ChooseTeams(p, kernels, workers, recurrent_panels * layout.backward_panel_size() * bytes,
-                  recurrent_panels, layout.backward_panel_size());
+  job->teams = ChooseTeams(p, kernels.tile_rows, kVectorSlots, workers,
+                           recurrent_panels * layout.backward_panel_size() * bytes,
+                           recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
   job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
   // Pieces small enough that workers finish together, large enough that packing dG stays cheap.
@@ -197,7 +202,7 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   job->inputs.size = CpuLayout::Panels(steps, kMaxSlots);
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
-    UseFewerSlots(job->schedule, kernels, &job->teams);
+    UseFewerSlots(job->schedule, kernels.tile_rows, &job->teams);
   }
   return arena.Bytes();
 }

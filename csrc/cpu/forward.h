@@ -12,11 +12,21 @@
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
+// How a team computes its slots' sums. This one: x and h in the type of computation, ForwardTile.
+// The other one is in bf16_tile.h.
+template <typename T>
+struct VectorProduct {
+  using Operand = T;  // what x and h are multiplied as
+};
+
 // One team's slots, as one of its members sees them: what TeamQueue::Run asks for.
-template <typename Stored>
+template <typename Stored, typename Product>
 class ForwardTeam {
   using T = Compute<Stored>;
-  using Slots = ForwardSlots<T, Stored>;
+  using Operand = typename Product::Operand;
+  using Slots = ForwardSlots<T, Stored, Operand>;
+  // Slots' rows of x, h and h_next stand one after another, so that tiles can load them.
+  static constexpr bool kBf16 = sizeof(Operand) < sizeof(T);
 
  public:
   ForwardTeam(ForwardJob* job, int team, int worker)
@@ -33,6 +43,62 @@ class ForwardTeam {
   void Run(int member) { queue_->Run(member, this); }
 
   bool Start() {
+    if constexpr (kBf16) {
+      PlaceBf16Rows();
+    } else {
+      PlaceRows();
+    }
+    slots_.activation = p_.activation;
+    slots_.recurrent_activation = p_.recurrent_activation;
+    slots_.plain = p_.activation == Activation::kTanh &&
+                   p_.recurrent_activation == Activation::kSigmoid &&
+                   p_.recurrent_factors == nullptr;
+    slots_.active = 0;
+    slots_.more = true;
+    slots_.projecting = false;
+    return Refill();
+  }
+
+  bool Advance() {
+    if (slots_.projecting) {
+      for (int s = 0; s < slots_.active; ++s) {
+        if (slots_.to_project[s] == 0) continue;
+        slots_.ahead[s] = slots_.to_project[s];
+        slots_.projection[s] = slots_.projections[s];
+      }
+      slots_.projecting = false;
+      return true;
+    }
+    for (int s = 0; s < job_.teams.slots; ++s) {
+      Swap(slots_.h[s], slots_.h_next[s]);
+      Swap(slots_.factored[s], slots_.factored_next[s]);
+    }
+    for (int s = slots_.active - 1; s >= 0; --s) {
+      if (!NextStep(s) && s != --slots_.active) MoveSlot(slots_.active, s);
+    }
+    return Refill();
+  }
+
+  void Item(int64_t panel_index) {
+    if constexpr (kBf16) {
+      StepBf16(panel_index);
+    } else {
+      const int64_t unit = panel_index * layout_.width;
+      const PanelView<T> panel = View(panel_index);
+      if (slots_.projecting) {
+        ProjectSlots(panel, panel_index);
+      } else {
+        const int64_t next = queue_->LikelyNext(panel_index);
+        const PanelView<T> after = View(next);
+        StepSlots(panel, unit, job_.projected > 0 ? after.recurrent_kernel : after.kernel);
+      }
+    }
+  }
+
+ private:
+  int direction() const { return p_.go_backwards ? -1 : 1; }
+
+  void PlaceRows() {
     const int64_t stride = layout_.slot_stride(), n = job_.teams.slots;
     T* projections = memory_ + 3 * n * stride;
     T* staged = projections + n * job_.projected * layout_.projection();
@@ -50,50 +116,43 @@ class ForwardTeam {
         slots_.factored_next[s] = slots_.factored[s] + 4 * stride;
       }
     }
-    slots_.activation = p_.activation;
-    slots_.recurrent_activation = p_.recurrent_activation;
-    slots_.plain = p_.activation == Activation::kTanh &&
-                   p_.recurrent_activation == Activation::kSigmoid &&
-                   p_.recurrent_factors == nullptr;
     slots_.x_gate_stride = p_.input_factors != nullptr ? layout_.staged_input() : 0;
     slots_.h_gate_stride = p_.recurrent_factors != nullptr ? stride : 0;
     slots_.factor_stride = p_.batch * p_.units;
-    slots_.active = 0;
-    slots_.more = true;
-    slots_.projecting = false;
-    return Refill();
   }
 
-  bool Advance() {
-    if (slots_.projecting) {
-      for (int s = 0; s < slots_.active; ++s) {
-        if (slots_.to_project[s] == 0) continue;
-        slots_.ahead[s] = slots_.to_project[s];
-        slots_.projection[s] = slots_.projections[s];
-      }
-      slots_.projecting = false;
-      return true;
-    }
-    for (int s = slots_.active - 1; s >= 0; --s) {
-      if (!NextStep(s) && s != --slots_.active) MoveSlot(slots_.active, s);
-    }
-    return Refill();
-  }
-
-  void Item(int64_t panel_index) {
-    const int64_t unit = panel_index * layout_.width;
-    const PanelView<T> panel = View(panel_index);
-    if (slots_.projecting) {
-      ProjectSlots(panel, panel_index);
-    } else {
-      const int64_t next = queue_->LikelyNext(panel_index);
-      const PanelView<T> after = View(next);
-      StepSlots(panel, unit, job_.projected > 0 ? after.recurrent_kernel : after.kernel);
+  void PlaceBf16Rows() {
+    const int64_t n = job_.teams.slots, stride = layout_.slot_stride();
+    const int64_t h_stride = layout_.bf16_stride(p_.units);
+    const int64_t x_stride = layout_.bf16_stride(p_.input_dim);
+    Operand* h = reinterpret_cast<Operand*>(memory_ + n * stride);
+    Operand* x = h + 2 * n * h_stride;
+    // What pads a row to whole blocks is multiplied with zeros: it must be finite.
+    std::memset(h, 0, n * (2 * h_stride + x_stride) * sizeof(Operand));
+    for (int s = 0; s < n; ++s) {
+      slots_.c[s] = memory_ + s * stride;
+      slots_.h[s] = h + s * h_stride;
+      slots_.h_next[s] = h + (n + s) * h_stride;
+      slots_.staged[s] = x + s * x_stride;
+      slots_.projection[s] = nullptr;
+      slots_.factored[s] = slots_.factored_next[s] = nullptr;
     }
   }
 
- private:
-  int direction() const { return p_.go_backwards ? -1 : 1; }
+  void StepBf16(int64_t panel_index) {
+    const Operand* packed = static_cast<const Operand*>(job_.packed);
+    const Operand* biases = packed + layout_.forward_panels() * layout_.bf16_panel_size();
+    const typename Product::Panel panel = {
+        packed + panel_index * layout_.bf16_panel_size(),
+        reinterpret_cast<const T*>(biases) + panel_index * layout_.panel_columns,
+        slots_.staged[0],
+        slots_.h[0],
+        layout_.bf16_row(p_.input_dim) / CpuLayout::kBf16Block,
+        layout_.bf16_row(p_.units) / CpuLayout::kBf16Block,
+        layout_.bf16_stride(p_.input_dim),
+        layout_.bf16_stride(p_.units)};
+    product_.Run(slots_, panel, p_.units, panel_index * layout_.width, saved_tiles_);
+  }
 
   PanelView<T> View(int64_t panel) const {
     const T* packed = static_cast<const T*>(job_.packed);
@@ -179,20 +238,22 @@ class ForwardTeam {
     slots_.to_project[s] = n;
   }
 
-  // x of slot s at `position`; widened, or times the gates' factors, in the slot's memory for its
-  // k-th staged step.
-  const T* InputAt(int s, int64_t k, int64_t position) const {
+  // x of slot s at `position`; widened, or times the gates' factors, or as the rows of a tile, in
+  // the slot's memory for its k-th staged step.
+  const Operand* InputAt(int s, int64_t k, int64_t position) const {
     const int64_t D = p_.input_dim, row = slots_.row[s];
     const Stored* x = static_cast<const Stored*>(p_.x) + (StartOfRow(p_, row) + position) * D;
-    if (p_.input_factors != nullptr) {
+    if constexpr (kBf16) {
+      std::memcpy(slots_.staged[s], x, D * sizeof(Operand));
+      return slots_.staged[s];
+    } else if (p_.input_factors != nullptr) {
       T* input = slots_.staged[s] + 4 * k * layout_.staged_input();
       const Stored* factors = static_cast<const Stored*>(p_.input_factors) + row * D;
       for (int gate = 0; gate < 4; ++gate) {
         Multiply(input + gate * layout_.staged_input(), x, factors + gate * p_.batch * D, D);
       }
       return input;
-    }
-    if constexpr (kWidened<Stored>) {
+    } else if constexpr (kWidened<Stored>) {
       T* input = slots_.staged[s] + k * layout_.staged_input();
       Convert(input, x, D);
       return input;
@@ -212,6 +273,8 @@ class ForwardTeam {
     ConvertOrZero<Stored>(slots_.c[s], p_.c0, row * U, U);
     // Lanes past the last unit are computed on, never stored.
     std::memset(slots_.c[s] + U, 0, (layout_.slot_stride() - U) * sizeof(T));
+    // ... or, here, multiplied with zeros: a NaN of the slot's last row must not stay.
+    if (kBf16) std::memset(slots_.h[s] + U, 0, (layout_.bf16_row(U) - U) * sizeof(Operand));
     const RowSteps steps = StepsOfRow(p_, row);
     const int64_t position =
         steps.Next(p_.go_backwards ? TimestepsOfRow(p_, row) : -1, direction());
@@ -260,9 +323,7 @@ class ForwardTeam {
 
   // Moves to the row's next step. False: the row is done.
   bool NextStep(int s) {
-    Swap(slots_.h[s], slots_.h_next[s]);
-    Swap(slots_.factored[s], slots_.factored_next[s]);
-    const T* h = slots_.h[s];
+    const Operand* h = slots_.h[s];
     const int64_t row = slots_.row[s], U = p_.units;
     if (--slots_.left[s] == 0) {
       FinishStates(s, row, h);
@@ -281,7 +342,7 @@ class ForwardTeam {
     return true;
   }
 
-  void FinishStates(int s, int64_t row, const T* h) {
+  void FinishStates(int s, int64_t row, const Operand* h) {
     const int64_t U = p_.units;
     if (call_.h != nullptr) Convert(static_cast<Stored*>(call_.h) + row * U, h, U);
     if (call_.c != nullptr) Convert(static_cast<Stored*>(call_.c) + row * U, slots_.c[s], U);
@@ -290,17 +351,22 @@ class ForwardTeam {
   }
 
   void MoveSlot(int from, int to) {
-    Swap(slots_.h[from], slots_.h[to]);
-    Swap(slots_.h_next[from], slots_.h_next[to]);
+    if constexpr (kBf16) {
+      std::memcpy(slots_.h[to], slots_.h[from], layout_.bf16_row(p_.units) * sizeof(Operand));
+      std::memcpy(slots_.staged[to], slots_.staged[from], p_.input_dim * sizeof(Operand));
+    } else {
+      Swap(slots_.h[from], slots_.h[to]);
+      Swap(slots_.h_next[from], slots_.h_next[to]);
+      Swap(slots_.staged[from], slots_.staged[to]);
+      slots_.x[to] = slots_.x[from];
+    }
     Swap(slots_.c[from], slots_.c[to]);
     Swap(slots_.projections[from], slots_.projections[to]);
-    Swap(slots_.staged[from], slots_.staged[to]);
     Swap(slots_.factored[from], slots_.factored[to]);
     Swap(slots_.factored_next[from], slots_.factored_next[to]);
     slots_.factors[to] = slots_.factors[from];
     slots_.projection[to] = slots_.projection[from];
     slots_.ahead[to] = slots_.ahead[from];
-    slots_.x[to] = slots_.x[from];
     slots_.output[to] = slots_.output[from];
     slots_.saved_gates[to] = slots_.saved_gates[from];
     slots_.saved_c[to] = slots_.saved_c[from];
@@ -317,6 +383,7 @@ class ForwardTeam {
   Slots& slots_;    // shared
   T* memory_;       // shared
   T* saved_tiles_;  // this worker's own
+  Product product_;
 };
 
 // Outputs at the masked steps of rows that are done: the output before them, or zeros. Only worker
@@ -359,9 +426,9 @@ static void RunForward(ForwardJob* job, int worker) {
   const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
   job->pack.RunAll(
       [&](int64_t item) { PackForwardPanel<Stored>(*job, layout, job->first_packed + item); });
-
-  ForEachTeam(job->teams, worker,
-              [&](int team, int member) { ForwardTeam<Stored>(job, team, worker).Run(member); });
+  ForEachTeam(job->teams, worker, [&](int team, int member) {
+    ForwardTeam<Stored, VectorProduct<T>>(job, team, worker).Run(member);
+  });
   FillMaskedOutputs<Stored>(job, worker == 0);
 }
 

@@ -46,12 +46,13 @@ MASKED_LSTM_INLINE void AddProduct(Tile<T, S>* tile, const T* const* values, int
 
 // Where the results of a slot's step go: its states, its output, and what the backward pass needs
 // of the gates.
-template <typename T, typename Stored>
-MASKED_LSTM_INLINE void StoreStep(const ForwardSlots<T, Stored>& slots, int slot, int64_t units,
-                                  int64_t unit, const Vec<T> (&saved)[4], Vec<T> c, Vec<T> h) {
+template <typename T, typename Stored, typename Operand>
+MASKED_LSTM_INLINE void StoreStep(const ForwardSlots<T, Stored, Operand>& slots, int slot,
+                                  int64_t units, int64_t unit, const Vec<T> (&saved)[4], Vec<T> c,
+                                  Vec<T> h) {
   const int64_t n = units - unit;
   Store(slots.c[slot] + unit, c);
-  Store(slots.h_next[slot] + unit, h);
+  StoreFirst(slots.h_next[slot] + unit, h, kWidth<T>);
   if (Stored* output = slots.output[slot]) StoreFirst(output + unit, h, n);
   if (T* gates = slots.saved_gates[slot]) {
 #pragma GCC unroll 4
@@ -61,8 +62,8 @@ MASKED_LSTM_INLINE void StoreStep(const ForwardSlots<T, Stored>& slots, int slot
 }
 
 // The cell of one slot from its gates' sums, `stride` apart. Any activations; h times its factors.
-template <typename T, typename Stored>
-static MASKED_LSTM_NOINLINE void FinishCell(const ForwardSlots<T, Stored>& slots, int slot,
+template <typename T, typename Stored, typename Operand>
+static MASKED_LSTM_NOINLINE void FinishCell(const ForwardSlots<T, Stored, Operand>& slots, int slot,
                                             int64_t units, int64_t unit, const T* sums,
                                             int64_t stride) {
   Vec<T> y[4], saved[4];
@@ -79,6 +80,40 @@ static MASKED_LSTM_NOINLINE void FinishCell(const ForwardSlots<T, Stored>& slots
   for (int v = 0; factored != nullptr && v < 4; ++v) {
     const Stored* factors = slots.factors[slot] + v * slots.factor_stride + unit;
     Store(factored + v * slots.h_gate_stride + unit, h * LoadFirst(factors, units - unit));
+  }
+}
+
+// The cells of slots [first, first + S) from their gates' sums. `memory` is overwritten: 4 vectors
+// for each slot, those of a gate `gate_stride` apart from the next one's.
+template <typename T, typename Stored, typename Operand, int S>
+MASKED_LSTM_INLINE void FinishTile(Tile<T, S>* tile, const ForwardSlots<T, Stored, Operand>& slots,
+                                   int first, int64_t units, int64_t unit, T* memory,
+                                   int64_t gate_stride) {
+  if (!slots.plain) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+#pragma GCC unroll 6
+      for (int s = 0; s < S; ++s) {
+        Store(memory + v * gate_stride + s * kWidth<T>, tile->acc[v][s]);
+      }
+    }
+    for (int s = 0; s < S; ++s) {
+      FinishCell(slots, first + s, units, unit, memory + s * kWidth<T>, gate_stride);
+    }
+    return;
+  }
+#pragma GCC unroll 6
+  for (int s = 0; s < S; ++s) {
+    tile->acc[0][s] = Sigmoid<T>(tile->acc[0][s]);
+    tile->acc[1][s] = Sigmoid<T>(tile->acc[1][s]);
+    tile->acc[2][s] = Tanh<T>(tile->acc[2][s]);
+    tile->acc[3][s] = Sigmoid<T>(tile->acc[3][s]);
+  }
+#pragma GCC unroll 6
+  for (int s = 0; s < S; ++s) {
+    const Vec<T> gates[4] = {tile->acc[0][s], tile->acc[1][s], tile->acc[2][s], tile->acc[3][s]};
+    const Vec<T> c = MulAdd<T>(gates[1], Load(slots.c[first + s] + unit), gates[0] * gates[2]);
+    StoreStep(slots, first + s, units, unit, gates, c, gates[3] * Tanh<T>(c));
   }
 }
 
@@ -114,26 +149,7 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
     tile.Save(memory);
     return;
   }
-  if (!slots.plain) {
-    tile.Save(memory);
-    for (int s = 0; s < S; ++s) {
-      FinishCell<T, Stored>(slots, first + s, units, unit, memory + s * kWidth<T>, S * kWidth<T>);
-    }
-    return;
-  }
-#pragma GCC unroll 6
-  for (int s = 0; s < S; ++s) {
-    tile.acc[0][s] = Sigmoid<T>(tile.acc[0][s]);
-    tile.acc[1][s] = Sigmoid<T>(tile.acc[1][s]);
-    tile.acc[2][s] = Tanh<T>(tile.acc[2][s]);
-    tile.acc[3][s] = Sigmoid<T>(tile.acc[3][s]);
-  }
-#pragma GCC unroll 6
-  for (int s = 0; s < S; ++s) {
-    const Vec<T> gates[4] = {tile.acc[0][s], tile.acc[1][s], tile.acc[2][s], tile.acc[3][s]};
-    const Vec<T> c = MulAdd<T>(gates[1], Load(slots.c[first + s] + unit), gates[0] * gates[2]);
-    StoreStep(slots, first + s, units, unit, gates, c, gates[3] * Tanh<T>(c));
-  }
+  FinishTile(&tile, slots, first, units, unit, memory, S * kWidth<T>);
 }
 
 // x.W + bias of S steps of one slot, into rows of `projections`.

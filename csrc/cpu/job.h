@@ -107,17 +107,22 @@ struct BackwardJob {
   Teams teams;
 };
 
+typedef void (*ForwardFunction)(ForwardJob* job, int worker);
+
 // One instruction set's compiled code. Index of the arrays: DType.
 struct CpuKernels {
   const char* name;
   int vector_bytes;
   int tile_rows;
-  void (*forward[kDTypes])(ForwardJob* job, int worker);
+  ForwardFunction forward[kDTypes];
   void (*backward[kDTypes])(BackwardJob* job, int worker);
   // For tests and benchmarks: y[n] = f(x[n]); multiply-adds in registers, returns the flops done.
   void (*sigmoid[kDTypes])(const void* x, void* y, int64_t n);
   void (*tanh[kDTypes])(const void* x, void* y, int64_t n);
   double (*multiply_add_loop[kDTypes])(int64_t iterations);
+  // Where bfloat16 is multiplied as such in forward[kBFloat16]: slots of a tile, most of a team,
+  // and bytes of weights above which workers share them. Else 0: it is widened.
+  int bf16_tile_rows = 0, bf16_slots = 0;
 };
 
 // Layout of the packed weights and of a worker's memory; shared by who allocates and who uses.
@@ -141,6 +146,15 @@ struct CpuLayout {
   MASKED_LSTM_INLINE int64_t forward_packed() const {
     return forward_panels() * (forward_panel_size() + panel_columns);
   }
+  // ... with products of bfloat16: rows padded to whole blocks, two bytes a value, then the bias.
+  static constexpr int64_t kBf16Block = 32;
+  MASKED_LSTM_INLINE static int64_t bf16_row(int64_t n) { return RoundUp(n, kBf16Block); }
+  MASKED_LSTM_INLINE int64_t bf16_panel_size() const {
+    return (bf16_row(input_dim) + bf16_row(units)) * panel_columns;
+  }
+  MASKED_LSTM_INLINE int64_t bf16_packed_bytes() const {
+    return forward_panels() * (bf16_panel_size() * 2 + panel_columns * 4);
+  }
   // Backward: a panel holds 4*width columns of recurrent_kernel^T, or of kernel^T for dx; 4U rows.
   MASKED_LSTM_INLINE int64_t recurrent_panels() const { return Panels(units, panel_columns); }
   MASKED_LSTM_INLINE int64_t input_panels() const { return Panels(input_dim, panel_columns); }
@@ -157,13 +171,19 @@ struct CpuLayout {
                                           int64_t staged) const {
     return slots * (states * slot_stride() + projected * projection() + staged * staged_input());
   }
+  // One slot's row of x or h as bfloat16; all slots' stand one after another. An odd line again.
+  MASKED_LSTM_INLINE static int64_t bf16_stride(int64_t n) { return bf16_row(n) + 32; }
+  // c, and as bfloat16 h, h_next and x: in values of 4 bytes.
+  MASKED_LSTM_INLINE int64_t bf16_forward_team(int slots) const {
+    return slots * (slot_stride() + bf16_stride(units) + bf16_stride(input_dim) / 2);
+  }
   MASKED_LSTM_INLINE int64_t backward_team(int slots) const { return 2 * slots * slot_stride(); }
   // One worker's: tiles between two parts of a panel, a block of dG; a block of x or h, where they
   // are copied, and the sums of a piece of `weight_rows`, where results are half precision.
   MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
   MASKED_LSTM_INLINE int64_t backward_worker(bool staged, int64_t weight_rows) const {
     const int64_t copies = kWeightBlock * weight_rows + (weight_rows + 1) * panel_columns;
-    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns + (staged ? copies : 0);
+    return saved_tiles(kVectorSlots) + kWeightBlock * panel_columns + (staged ? copies : 0);
   }
 
   // Valid steps summed in registers before a weight gradient is added to; part of the result's

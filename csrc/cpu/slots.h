@@ -9,7 +9,8 @@
 
 namespace masked_lstm {
 
-constexpr int kMaxSlots = 24;  // of a team
+constexpr int kMaxSlots = 32;     // of a team
+constexpr int kVectorSlots = 24;  // of a team whose tiles are vector registers; blocks of rows
 // Steps of a slot whose x.W is computed at once, where it is computed ahead.
 constexpr int kProjectedSteps = 12;
 
@@ -20,17 +21,18 @@ MASKED_LSTM_INLINE void Swap(P& a, P& b) {
   b = t;
 }
 
-template <typename T, typename Stored>
+// Operand: what x and h are multiplied as.
+template <typename T, typename Stored, typename Operand = T>
 struct alignas(64) ForwardSlots {
-  const T* x[kMaxSlots];             // (D) this step's input
+  const Operand* x[kMaxSlots];       // (D) this step's input
   const T* projection[kMaxSlots];    // x.W + bias of this step, panel by panel, or null
-  T* h[kMaxSlots];                   // (U) h_{t-1}
-  T* h_next[kMaxSlots];              // (U) h_t
+  Operand* h[kMaxSlots];             // (U) h_{t-1}
+  Operand* h_next[kMaxSlots];        // (U) h_t
   T* c[kMaxSlots];                   // (U)
   Stored* output[kMaxSlots];         // (U) where h_t is wanted, or null
   T* saved_gates[kMaxSlots];         // (4U) of the reserve, or null
   T* saved_c[kMaxSlots];             // (U) of the reserve, or null
-  T* staged[kMaxSlots];              // inputs that cannot be read where they are
+  Operand* staged[kMaxSlots];        // inputs that cannot be read where they are
   T* factored[kMaxSlots];            // (4,U) h_{t-1} times its factors, or null: none are given
   T* factored_next[kMaxSlots];       // (4,U) h_t likewise
   const Stored* factors[kMaxSlots];  // (4,B,U) from this row on: recurrent factors
@@ -38,9 +40,9 @@ struct alignas(64) ForwardSlots {
   int64_t position[kMaxSlots];
   int64_t left[kMaxSlots];  // steps to go, this one included
   // Steps computed ahead: the first `ahead` steps from this one on have their projection.
-  T* projections[kMaxSlots];                     // (kProjectedSteps) rows
-  const T* ahead_x[kMaxSlots][kProjectedSteps];  // inputs of the steps to project now
-  int64_t to_project[kMaxSlots];                 // how many of them; 0: none
+  T* projections[kMaxSlots];                           // (kProjectedSteps) rows
+  const Operand* ahead_x[kMaxSlots][kProjectedSteps];  // inputs of the steps to project now
+  int64_t to_project[kMaxSlots];                       // how many of them; 0: none
   int64_t ahead[kMaxSlots];
   int active;
   bool more;        // rows of the batch may be left

@@ -67,14 +67,19 @@ MASKED_LSTM_INLINE Halves NarrowBits(Vec<float> values, Float16) {
 
 // As Load, Store, LoadFirst and StoreFirst of vec.h.
 template <typename Stored>
-MASKED_LSTM_INLINE Vec<float> LoadHalves(const Stored* p, int64_t n) {
+MASKED_LSTM_INLINE Halves LoadBits(const Stored* p, int64_t n) {
   Halves bits = {};
   if (n >= kWidth<float>) {
     std::memcpy(&bits, p, sizeof(bits));
   } else {
     for (int64_t lane = 0; lane < n; ++lane) bits[lane] = p[lane].bits;
   }
-  return WidenBits(bits, Stored());
+  return bits;
+}
+
+template <typename Stored>
+MASKED_LSTM_INLINE Vec<float> LoadHalves(const Stored* p, int64_t n) {
+  return WidenBits(LoadBits(p, n), Stored());
 }
 
 template <typename Stored>
@@ -113,8 +118,8 @@ MASKED_LSTM_INLINE void Multiply(Compute<A>* to, const A* a, const B* b, int64_t
 }
 
 // to[0,n) = from[offset, offset + n), or zeros when from is null.
-template <typename Stored>
-static void ConvertOrZero(Compute<Stored>* to, const void* from, int64_t offset, int64_t n) {
+template <typename Stored, typename To>
+static void ConvertOrZero(To* to, const void* from, int64_t offset, int64_t n) {
   if (from != nullptr) {
     Convert(to, static_cast<const Stored*>(from) + offset, n);
   } else {

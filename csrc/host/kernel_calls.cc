@@ -8,7 +8,7 @@
 namespace masked_lstm {
 namespace {
 
-constexpr int kIsas = 3, kPasses = 2;
+constexpr int kPasses = 2;
 std::atomic<int64_t> cpu_calls[kIsas * kDTypes * kPasses];
 
 }  // namespace

@@ -194,7 +194,7 @@ py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_rese
   call.workspace = workspace.memory();
   call.workspace_bytes = bytes;
   ThrowIfError(WithoutGil([&] { return RunLstmForward(call, PoolThreads(threads)); }));
-  CountCpuCall(p.isa, p.dtype, Pass::kForward);
+  CountCpuCall(ForwardIsa(p), p.dtype, Pass::kForward);
   return py::make_tuple(outputs, h, c, reserve);
 }
 
@@ -238,7 +238,7 @@ py::tuple Backward(const py::tuple& arrays, const py::tuple& more, MaybeArray re
   call.workspace = workspace.memory();
   call.workspace_bytes = bytes;
   ThrowIfError(WithoutGil([&] { return RunLstmBackward(call, PoolThreads(threads)); }));
-  CountCpuCall(p.isa, p.dtype, Pass::kBackward);
+  CountCpuCall(BackwardIsa(p), p.dtype, Pass::kBackward);
   return py::make_tuple(dx, d_kernel, d_recurrent_kernel, d_bias, dh0, dc0);
 }
 
@@ -254,8 +254,8 @@ std::map<std::string, int64_t> Calls() {
 
 std::vector<std::string> SupportedIsas() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
-    if (IsaSupported(isa)) names.push_back(IsaName(isa));
+  for (int isa = 0; isa < kIsas; ++isa) {
+    if (IsaSupported(static_cast<Isa>(isa))) names.push_back(IsaName(static_cast<Isa>(isa)));
   }
   return names;
 }

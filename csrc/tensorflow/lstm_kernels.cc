@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu/isa.h"
 #include "host/arguments.h"
 #include "host/environment.h"
 #include "host/huge_pages.h"
@@ -229,7 +230,7 @@ class LstmOp : public LstmOpBase {
     const Status status = RunLstmForward(call, threads);
     spare_.GiveBack(std::move(workspace));
     OP_REQUIRES_OK(context, ToAbsl(status));
-    CountCpuCall(p.isa, p.dtype, Pass::kForward);
+    CountCpuCall(ForwardIsa(p), p.dtype, Pass::kForward);
   }
 
  private:
@@ -303,7 +304,7 @@ class LstmGradOp : public LstmOpBase {
     const Status status = RunLstmBackward(call, threads);
     spare_.GiveBack(std::move(workspace));
     OP_REQUIRES_OK(context, ToAbsl(status));
-    CountCpuCall(p.isa, p.dtype, Pass::kBackward);
+    CountCpuCall(BackwardIsa(p), p.dtype, Pass::kBackward);
   }
 };
 
