@@ -16,10 +16,19 @@ ALLOWED = {
     "cuda": {"", "cpu", "cuda"},
     "host": {"", "cpu", "host"},
     "python": {"", "cpu", "cuda", "host", "python"},
-    "tensorflow": {"", "host"},
+    "tensorflow": {"", "cpu", "host"},
 }
-FRAMEWORKS = {"python": ("pybind11/",), "tensorflow": ("tensorflow/", "absl/")}
-FOREIGN = ("tensorflow/", "absl/", "unsupported/Eigen", "Eigen/", "Python.h", "pybind11/", "torch/")
+FRAMEWORKS = {"python": ("pybind11/",), "tensorflow": ("tensorflow/", "absl/", "xla/")}
+FOREIGN = (
+    "tensorflow/",
+    "absl/",
+    "xla/",
+    "unsupported/Eigen",
+    "Eigen/",
+    "Python.h",
+    "pybind11/",
+    "torch/",
+)
 
 
 def includes(path):

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <utility>
 
 #include "cpu/isa.h"
@@ -12,6 +11,7 @@
 #include "host/kernel_calls.h"
 #include "host/parallel_region.h"
 #include "lstm.h"
+#include "tensorflow/attributes.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor.h"
 #include "tensorflow/core/lib/core/threadpool.h"
@@ -24,12 +24,6 @@ using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
-
-absl::Status ToAbsl(const Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return status.code == StatusCode::kUnsupported ? absl::UnimplementedError(status.message)
-                                                 : absl::InvalidArgumentError(status.message);
-}
 
 ArgumentShape ShapeOf(const Tensor& tensor) {
   ArgumentShape shape;
@@ -107,12 +101,7 @@ class SpareWorkspace {
 class LstmOpBase : public OpKernel {
  public:
   explicit LstmOpBase(OpKernelConstruction* construction) : OpKernel(construction) {
-    OP_REQUIRES_OK(construction, construction->GetAttr("go_backwards", &go_backwards_));
-    OP_REQUIRES_OK(construction,
-                   construction->GetAttr("zero_output_for_mask", &zero_output_for_mask_));
-    OP_REQUIRES_OK(construction, construction->GetAttr("return_sequences", &return_sequences_));
-    ReadActivation(construction, "activation", &activation_);
-    ReadActivation(construction, "recurrent_activation", &recurrent_activation_);
+    OP_REQUIRES_OK(construction, attributes_.Read(construction));
   }
 
  protected:
@@ -147,11 +136,7 @@ class LstmOpBase : public OpKernel {
     TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
     TF_RETURN_IF_ERROR(ToAbsl(IsaFromEnvironment(&p->isa)));
     p->dtype = DTypeOf(context->input(0));
-    p->go_backwards = go_backwards_;
-    p->zero_output_for_mask = zero_output_for_mask_;
-    p->return_sequences = return_sequences_;
-    p->activation = activation_;
-    p->recurrent_activation = recurrent_activation_;
+    attributes_.WriteTo(p);
     if (scale_x) p->input_factors = Data(input_factors);
     if (scale_h) p->recurrent_factors = Data(recurrent_factors);
     p->x = Data(context->input(0));
@@ -179,15 +164,7 @@ class LstmOpBase : public OpKernel {
   SpareWorkspace spare_;
 
  private:
-  static void ReadActivation(OpKernelConstruction* construction, const char* attribute,
-                             Activation* activation) {
-    std::string name;
-    OP_REQUIRES_OK(construction, construction->GetAttr(attribute, &name));
-    OP_REQUIRES_OK(construction, ToAbsl(ParseActivation(attribute, name.c_str(), activation)));
-  }
-
-  bool go_backwards_, zero_output_for_mask_, return_sequences_;
-  Activation activation_, recurrent_activation_;
+  LstmAttributes attributes_;
 };
 
 class LstmOp : public LstmOpBase {
@@ -239,7 +216,9 @@ class LstmOp : public LstmOpBase {
 
 class LstmGradOp : public LstmOpBase {
  public:
-  using LstmOpBase::LstmOpBase;
+  explicit LstmGradOp(OpKernelConstruction* construction) : LstmOpBase(construction) {
+    OP_REQUIRES_OK(construction, ReadSkip(construction, &skip_));
+  }
 
   void Compute(OpKernelContext* context) override {
     constexpr int kReserve = 9, kDOutputs = 10, kDH = 11, kDC = 12;
@@ -251,15 +230,15 @@ class LstmGradOp : public LstmOpBase {
                                                         ShapeOf(context->input(kDH)),
                                                         ShapeOf(context->input(kDC)))));
     const Tensor& reserve = context->input(kReserve);
-    const TensorShape scratch_shape({ReserveBytes(p, steps)});
+    const int64_t needed = ReserveBytes(p, steps);
     if (reserve.NumElements() > 0) {
-      OP_REQUIRES(
-          context, reserve.shape() == scratch_shape,
-          absl::InvalidArgumentError(absl::StrCat(
-              "reserve: expected shape ", scratch_shape.DebugString(), " as MaskedLstm gave",
-              " for the same inputs, got ", reserve.shape().DebugString())));
+      OP_REQUIRES(context, reserve.NumElements() >= needed,
+                  absl::InvalidArgumentError(absl::StrCat(
+                      "reserve: expected ", needed, " bytes as MaskedLstm gave",
+                      " for the same inputs, got shape ", reserve.shape().DebugString())));
       call.reserve = Data(reserve);
     }
+    const TensorShape scratch_shape({std::max(needed, reserve.NumElements())});
     call.d_outputs = Data(context->input(kDOutputs));
     call.d_h = Data(context->input(kDH));
     call.d_c = Data(context->input(kDC));
@@ -276,8 +255,9 @@ class LstmGradOp : public LstmOpBase {
     for (int i = 0; i < 6; ++i) {
       if (!context->output_required(i)) continue;
       Tensor* result = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(i, results[i].shape, &result));
-      *results[i].data = FreshData(result);
+      const TensorShape shape = skip_[i] ? TensorShape({0}) : results[i].shape;
+      OP_REQUIRES_OK(context, context->allocate_output(i, shape, &result));
+      if (!skip_[i]) *results[i].data = FreshData(result);
     }
 
     // The reserve itself is the scratch memory when nobody else holds it.
@@ -306,6 +286,9 @@ class LstmGradOp : public LstmOpBase {
     OP_REQUIRES_OK(context, ToAbsl(status));
     CountCpuCall(BackwardIsa(p), p.dtype, Pass::kBackward);
   }
+
+ private:
+  SkippedGradients skip_;
 };
 
 #define REGISTER_CPU(T)                                                                  \
@@ -321,10 +304,3 @@ REGISTER_CPU(Eigen::bfloat16);
 
 }  // namespace
 }  // namespace masked_lstm
-
-// For masked_lstm.kernel_calls(), through ctypes: see KernelCalls.
-extern "C" __attribute__((visibility("default"))) int64_t masked_lstm_kernel_calls(int index,
-                                                                                   char* name,
-                                                                                   int name_bytes) {
-  return masked_lstm::KernelCalls(index, name, name_bytes);
-}

@@ -16,7 +16,6 @@ from keras.src.backend import get_keras_mask  # the mask a tensor carries; no pu
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _ON_TENSORFLOW:
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # to see XLA while tracing; not public
 
 _BACKENDS = ("auto", "fused", "keras")
 
@@ -100,6 +99,13 @@ def _gpu_in_use() -> bool:
     return "CPU" not in tf.zeros(()).device.upper()
 
 
+def _no_xla_reason() -> str | None:
+    """Why XLA has no kernel of the fused op for the device in use; None if it has one."""
+    from . import ops
+
+    return "XLA compiles it for the CPU only" if _gpu_in_use() else ops.no_xla_reason()
+
+
 @keras.saving.register_keras_serializable(package="masked_lstm")
 class LSTM(keras.layers.LSTM):
     """`keras.layers.LSTM` that skips masked timesteps instead of computing and discarding them.
@@ -152,8 +158,13 @@ class LSTM(keras.layers.LSTM):
 
     @property
     def supports_jit(self) -> bool:
-        """Whether `compile(jit_compile="auto")` may use XLA: not while the fused op is in use."""
-        return self._settings_reason() is not None and self.__dict__.get("supports_jit", True)
+        """Whether Keras may compile this layer with XLA.
+
+        On the fused path: where the XLA kernel for the device in use is loaded.
+        """
+        if self._settings_reason() is None:
+            return _no_xla_reason() is None
+        return self.__dict__.get("supports_jit", True)
 
     @supports_jit.setter
     def supports_jit(self, value):  # Keras' own answer, kept where its plain attribute would be
@@ -227,10 +238,10 @@ class LSTM(keras.layers.LSTM):
     @staticmethod
     def _tracing_reason():
         """Why not fused, as far as the graph being traced tells."""
-        if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
-            tf.compat.v1.get_default_graph()
-        ):
-            return "the fused op has no XLA kernel and this call is compiled by XLA"
+        from . import ops
+
+        if ops.inside_xla() and (reason := _no_xla_reason()):
+            return f"this call is compiled by XLA and the fused op has no XLA kernel: {reason}"
         return None
 
     def _initial_states(self, initial_state, batch):
