@@ -1,6 +1,6 @@
 """Training steps of whole models inside and outside XLA, interleaved in one process, into a CSV.
 
-    python bench/xla.py [--threads 2] [--rounds 8] [--out bench/results/xla-2threads.csv]
+    python bench/xla.py [--threads 2] [--rounds 8] [--out bench/results/xla/cpu-2threads.csv]
 
 A step is `model.train_on_batch`: forward, loss, gradients and Adam; with `jit_compile=True` one
 compiled program. Peers: our layer and Keras', each with XLA and without. Ours without XLA is
@@ -154,7 +154,7 @@ def main() -> None:
                 }
             )
             print(f"{name:10} {peer:12} {median:9.3f} ms ({low:.3f}-{high:.3f})", flush=True)
-    out = options.out or BENCH / "results" / f"xla-{options.threads}threads.csv"
+    out = options.out or BENCH / "results" / "xla" / f"cpu-{options.threads}threads.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

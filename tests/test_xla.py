@@ -252,6 +252,15 @@ def test_layer_under_every_mask():
     assert ours.fused_reason is None
 
 
+def test_layer_with_ragged_input_and_mixed_precision():
+    layer = LSTM(4, return_sequences=True)
+    x = tf.RaggedTensor.from_row_lengths(np.float32(random(7, INPUT_DIM)), [3, 0, 4])
+    assert_same(jit(layer)(x).values, layer(x).values)
+    for policy in ("mixed_float16", "mixed_bfloat16"):
+        layer = LSTM(4, return_sequences=True, dtype=policy)
+        assert_same(jit(layer)(PLAIN_X), layer(PLAIN_X))
+
+
 def test_compiled_training_is_that_of_keras():
     """Masks, both dropouts, Bidirectional and stacked layers: the same seed, the same run."""
     rng = np.random.default_rng(0)
