@@ -28,7 +28,7 @@ def compile_one(source, target, *flags):
 
 def compile_launch(target, *flags):
     """launch.cu with the tests' runtime in CUDA's place: its launches run on the executor."""
-    architectures = '-DMASKED_LSTM_CUDA_ARCHITECTURES="80;90a"'
+    architectures = '-DMASKED_LSTM_CUDA_ARCHITECTURES="80,90a"'
     return compile_one(CUDA / "launch.cu", target, *DEVICE_FLAGS, architectures, *flags, "-xc++")
 
 
@@ -83,7 +83,7 @@ def kernels_in(paths):
 
 
 def test_every_kernel_has_a_case():
-    """Those of csrc/cuda itself: see above. Those of a folder in it: named by a check of its own."""
+    """Those of csrc/cuda: see above. Those of a folder in it: named by a check of its own."""
     checks = "".join(path.read_text() for path in HOST.glob("*.cc"))
     elsewhere = kernels_in(path for path in CUDA.rglob("*.cu*") if path.parent != CUDA)
     assert not {name for name in elsewhere if name not in checks}
@@ -126,13 +126,15 @@ def test_nvcc_spills_nothing(architecture, tmp_path):
     assert not spilling
 
 
-def device_capsule(array):
+def device_capsule(array, device=0):
     """A DLPack capsule that says its (host) memory is CUDA's: the binding must not look at it."""
     capsule = array.__dlpack__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # DLTensor: the data pointer, then the device's type.
-    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = 2
+    tensor = pointer(capsule, b"dltensor")
+    ctypes.c_int32.from_address(tensor + 8).value = 2
+    ctypes.c_int32.from_address(tensor + 12).value = device
     return capsule
 
 
@@ -145,7 +147,15 @@ def device_capsule(array):
         ("kernel: expected shape (input_dim, 4*units) = (4, 8), got (3, 8)", {1: (3, 8)}),
         ("kernel: expected the dtype of inputs, got another", {1: np.float64}),
         ("bias: expected a C-contiguous array, got a strided one", {3: "strided"}),
+        (
+            "bias: expected memory aligned to its values, got a misaligned address",
+            {3: "misaligned"},
+        ),
+        ("bias: expected the device of inputs, got another", {3: "elsewhere"}),
         ("mask: expected dtype uint8, got another", {6: (2, 3)}),
+        ("mask: expected a CUDA array, got one of another device", {6: None}),
+        ("inputs: expected shape (values, input_dim) with row_splits", {10: "splits"}),
+        ("row_splits: expected dtype int64, got another", {10: (3,)}),
         ("CUDA", {}),
     ],
 )
@@ -154,24 +164,31 @@ def test_one_clear_sentence(sentence, change):
     GPU it is CUDA's own sentence that comes then."""
     if not change and shutil.which("nvidia-smi"):
         pytest.skip("there is a GPU: nothing is wrong")
-    shapes = [(2, 3, 4), (4, 8), (2, 8), (8,), None, None, None, None]
+    shapes = [(2, 3, 4), (4, 8), (2, 8), (8,), *[None] * 7]
     capsules = []
     for index, shape in enumerate(shapes):
         wrong = change.get(index, shape)
         if wrong == "strided":
             array = np.zeros((16,), np.float32)[::2]
+        elif wrong == "misaligned":
+            array = np.zeros(36, np.uint8)[2:34].view(np.float32)
+        elif wrong == "splits":
+            array = np.zeros(3, np.int64)
         elif wrong is np.float64:
             array = np.zeros(shape, wrong)
-        elif wrong is None and shape is None:
+        elif wrong is None and shape is None and index not in change:
             capsules.append(None)
             continue
         else:
-            array = np.zeros(shape if wrong is None else wrong, np.float32)
+            given = wrong if isinstance(wrong, tuple) else shape or (2, 3)
+            array = np.zeros(given, np.float32)
         host = index in change and wrong is None
-        capsules.append(array.__dlpack__() if host else device_capsule(array))
+        capsules.append(
+            array.__dlpack__() if host else device_capsule(array, int(wrong == "elsewhere"))
+        )
     options = (False, False, True, "tanh", "sigmoid")
     with pytest.raises((ValueError, RuntimeError)) as error:
-        cuda._cuda.forward_workspace(tuple(capsules), options, False)
+        cuda._cuda.Call(tuple(capsules), options).forward_workspace(False)
     assert sentence in str(error.value)
 
 

@@ -31,7 +31,7 @@ Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
 
 // As RunLstmForward and RunLstmBackward; without a reserve the backward call computes it again.
 // bad_length: int32 on the device, set to 1 if a length or a split had to be clamped; or null.
-// Errors: as above; kInvalidArgument for too small a workspace or one not aligned to 256 bytes.
+// Errors: as above; kInvalidArgument for too small a workspace or one not aligned to 64 bytes.
 Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
                       CUstream_st* stream) noexcept;
 Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,

@@ -180,9 +180,9 @@ Status CheckWorkspace(const void* workspace, size_t have, size_t need) {
     return Error(StatusCode::kInvalidArgument, "workspace: expected %zu bytes, got %zu", need,
                  have);
   }
-  if (reinterpret_cast<uintptr_t>(workspace) % 256 != 0) {
+  if (reinterpret_cast<uintptr_t>(workspace) % 64 != 0) {
     return Error(StatusCode::kInvalidArgument,
-                 "workspace: expected memory aligned to 256 bytes, got a misaligned address");
+                 "workspace: expected memory aligned to 64 bytes, got a misaligned address");
   }
   return OkStatus();
 }

@@ -359,7 +359,7 @@ void CheckFaults() {
       {cudaErrorIllegalAddress, StatusCode::kDeviceError,
        "an illegal memory access was encountered (cudaErrorIllegalAddress; perhaps of an earlier"},
       {cudaErrorNoKernelImageForDevice, StatusCode::kUnsupported,
-       "the kernels were compiled for 80;90a, the device has compute capability "},
+       "the kernels were compiled for 80,90a, the device has compute capability "},
       {cudaErrorNoDevice, StatusCode::kDeviceError, "no CUDA-capable device is detected"},
   };
   std::vector<float> outputs(problem.d_outputs.size()), reserve(problem.x_rows * 5 * 5);
@@ -409,7 +409,7 @@ void CheckFaults() {
   expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "workspace: expected ");
   wrong = forward, wrong.workspace = static_cast<char*>(wrong.workspace) + 4;
   expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr),
-         "workspace: expected memory aligned to 256 bytes");
+         "workspace: expected memory aligned to 64 bytes");
   wrong = forward, wrong.problem.units = 0;
   expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "units >= 1");
   expect(RunCudaForward(forward, INT64_MAX, nullptr, nullptr), "a reserve below 2^56 values");
