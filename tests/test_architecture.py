@@ -16,9 +16,12 @@ ALLOWED = {
     "cuda": {"", "cpu", "cuda"},
     "host": {"", "cpu", "host"},
     "python": {"", "cpu", "cuda", "host", "python"},
-    "tensorflow": {"", "cpu", "host"},
+    "tensorflow": {"", "cpu", "cuda", "host"},
 }
-FRAMEWORKS = {"python": ("pybind11/",), "tensorflow": ("tensorflow/", "absl/", "xla/")}
+FRAMEWORKS = {
+    "python": ("pybind11/",),
+    "tensorflow": ("tensorflow/", "absl/", "xla/", "unsupported/Eigen"),
+}
 FOREIGN = (
     "tensorflow/",
     "absl/",
@@ -62,6 +65,7 @@ def test_python_layers_depend_one_way():
         "composite",
         "ops",
         "calls",
+        "gpus",
         "layer",
         "replace",
     ]

@@ -12,9 +12,19 @@
 namespace masked_lstm {
 
 inline absl::Status ToAbsl(const Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return status.code == StatusCode::kUnsupported ? absl::UnimplementedError(status.message)
-                                                 : absl::InvalidArgumentError(status.message);
+  switch (status.code) {
+    case StatusCode::kOk:
+      return absl::OkStatus();
+    case StatusCode::kInvalidArgument:
+      return absl::InvalidArgumentError(status.message);
+    case StatusCode::kUnsupported:
+      return absl::UnimplementedError(status.message);
+    case StatusCode::kOutOfMemory:
+      return absl::ResourceExhaustedError(status.message);
+    case StatusCode::kDeviceError:
+      break;
+  }
+  return absl::InternalError(status.message);
 }
 
 // Attributes that MaskedLstm and MaskedLstmGrad share.

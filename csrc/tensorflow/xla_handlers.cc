@@ -239,7 +239,7 @@ ffi::Error Backward(SpareMemory* spare, ffi::ThreadPool pool, int32_t flags, int
   RETURN_IF_FFI_ERROR(
       ToFfi(ReadProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
   RETURN_IF_FFI_ERROR(
-      ToFfi(CheckResultGradients(p, ShapeOf(buffers.Argument(kDOutputs)),
+      ToFfi(CheckResultGradients(p, padded_steps, ShapeOf(buffers.Argument(kDOutputs)),
                                  ShapeOf(buffers.Argument(kDH)), ShapeOf(buffers.Argument(kDC)))));
   const ffi::AnyBuffer reserve = buffers.Argument(kReserve);
   if (reserve.size_bytes() > 0) {

@@ -168,13 +168,11 @@ class LstmXlaBase : public XlaOpKernel {
                           {},
                           {},
                           {}};
-    // Values are the handler's to check; these stand in for row splits of the right length.
-    std::vector<int64_t> row_splits;
+    const int64_t unread = 0;  // values are the handler's to check
+    shapes.row_splits_on_host = false;
     if (call->ragged()) {
       shapes.row_splits = ShapeOf(in[kMask]);
-      if (shapes.row_splits.rank == 1) row_splits.resize(in[kMask].dimensions(0) + 1);
-      if (shapes.x.rank == 2) std::fill(row_splits.begin() + 1, row_splits.end(), shapes.x.dims[0]);
-      p.row_splits = row_splits.data();
+      p.row_splits = &unread;
     } else if (in[kMask].element_type() == xla::PRED) {
       shapes.mask = ShapeOf(in[kMask]);
     } else if (!in[kMask].dimensions().empty()) {

@@ -13,6 +13,8 @@ import warnings
 import keras
 from keras.src.backend import get_keras_mask  # the mask a tensor carries; no public accessor
 
+from . import gpus
+
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _ON_TENSORFLOW:
     import tensorflow as tf
@@ -106,6 +108,13 @@ def _no_xla_reason() -> str | None:
     return "XLA compiles it for the CPU only" if _gpu_in_use() else ops.no_xla_reason()
 
 
+@functools.cache
+def _capabilities() -> list[str]:
+    """The compute capability of each GPU that TensorFlow may use, such as "9.0"."""
+    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
+    return [".".join(map(str, gpu.get("compute_capability", ["unknown"]))) for gpu in details]
+
+
 @keras.saving.register_keras_serializable(package="masked_lstm")
 class LSTM(keras.layers.LSTM):
     """`keras.layers.LSTM` that skips masked timesteps instead of computing and discarding them.
@@ -116,7 +125,9 @@ class LSTM(keras.layers.LSTM):
         backend: `"auto"` takes the fused op wherever it can do what is asked, else Keras' own
             implementation (`fused_reason` tells which and why); `"fused"` raises ValueError
             where the fused op cannot be used; `"keras"` never uses it. `unroll` and `use_cudnn`
-            concern Keras' implementation only.
+            concern Keras' implementation only. Where a GPU is in use, `"auto"` takes the fused op
+            only if its CUDA kernels have passed on that generation of GPUs, or MASKED_LSTM_GPU=1
+            is set.
 
     Call arguments:
         sequences: `(batch, timesteps, input_dim)`, or a `tf.RaggedTensor` of that shape. Values
@@ -228,12 +239,10 @@ class LSTM(keras.layers.LSTM):
             return "backend='keras' was asked for"
         if reason := never_fused(self):
             return reason
-        if self.backend == "auto" and _gpu_in_use():
-            return (
-                "a GPU is in use and the fused op runs on the CPU only "
-                "(backend='fused' takes it all the same)"
-            )
-        return None
+        if not _gpu_in_use():
+            return None
+        judge = gpus.not_chosen if self.backend == "auto" else gpus.not_possible
+        return judge(_capabilities(), gpus.built_for())
 
     @staticmethod
     def _tracing_reason():
