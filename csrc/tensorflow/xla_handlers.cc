@@ -54,7 +54,7 @@ class SpareMemory {
   Block Take(size_t bytes) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      if (kept_.bytes >= bytes) return std::exchange(kept_, Block());
+      if (kept_.data != nullptr && kept_.bytes >= bytes) return std::exchange(kept_, Block());
     }
     constexpr size_t kAlignment = 64;
     Block block;

@@ -283,6 +283,9 @@ class LstmGradXla : public LstmXlaBase {
       if (skip_[i]) skip |= 1 << i;
     }
     std::vector<std::pair<xla::ShapeIndex, std::pair<int64_t, xla::ShapeIndex>>> aliases;
+    OP_REQUIRES(context, call.shapes[kReserve].dimensions().size() == 1,
+                absl::InvalidArgumentError(absl::StrCat("reserve: expected shape (bytes,), got ",
+                                                        call.shapes[kReserve].ToString())));
     const int64_t reserve_bytes = call.shapes[kReserve].dimensions(0);
     if (reserve_bytes > 0 && !IsParameter(context->builder(), call.operands[kReserve])) {
       aliases.resize(1);
