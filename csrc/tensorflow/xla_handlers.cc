@@ -238,6 +238,8 @@ ffi::Error Backward(SpareMemory* spare, ffi::ThreadPool pool, int32_t flags, int
   int64_t steps = 0;
   RETURN_IF_FFI_ERROR(
       ToFfi(ReadProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
+  const int64_t padded_steps =
+      p.row_splits != nullptr ? buffers.Argument(kX).dimensions()[0] : p.batch * p.timesteps;
   RETURN_IF_FFI_ERROR(
       ToFfi(CheckResultGradients(p, padded_steps, ShapeOf(buffers.Argument(kDOutputs)),
                                  ShapeOf(buffers.Argument(kDH)), ShapeOf(buffers.Argument(kDC)))));
