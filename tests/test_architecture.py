@@ -16,10 +16,22 @@ ALLOWED = {
     "cuda": {"", "cpu", "cuda"},
     "host": {"", "cpu", "host"},
     "python": {"", "cpu", "cuda", "host", "python"},
-    "tensorflow": {"", "host"},
+    "tensorflow": {"", "cpu", "cuda", "host"},
 }
-FRAMEWORKS = {"python": ("pybind11/",), "tensorflow": ("tensorflow/", "absl/")}
-FOREIGN = ("tensorflow/", "absl/", "unsupported/Eigen", "Eigen/", "Python.h", "pybind11/", "torch/")
+FRAMEWORKS = {
+    "python": ("pybind11/",),
+    "tensorflow": ("tensorflow/", "absl/", "xla/", "unsupported/Eigen"),
+}
+FOREIGN = (
+    "tensorflow/",
+    "absl/",
+    "xla/",
+    "unsupported/Eigen",
+    "Eigen/",
+    "Python.h",
+    "pybind11/",
+    "torch/",
+)
 
 
 def includes(path):
@@ -53,6 +65,7 @@ def test_python_layers_depend_one_way():
         "composite",
         "ops",
         "calls",
+        "gpus",
         "layer",
         "replace",
     ]

@@ -1,11 +1,11 @@
 """Which path masked_lstm.LSTM takes, that it says so, and how it refuses bad arguments."""
 
+import pathlib
 import re
 import subprocess
 import sys
 import textwrap
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,7 +22,7 @@ from pairs import (
     random,
 )
 
-from masked_lstm import LSTM
+from masked_lstm import LSTM, gpus
 from masked_lstm.layer import _gpu_in_use
 
 
@@ -58,38 +58,49 @@ def test_backend_keras_is_recorded_as_the_reason():
     assert ours.fused_reason is None
 
 
-def test_inside_xla_keras_path_is_taken_and_recorded():
-    stock, ours = pair(backend="auto", return_sequences=True)
-    mask = MASKS["left"]
-    x, poisoned = (np.float32(v) for v in padding_and_poison(random(BATCH, 6, INPUT_DIM), mask))
-    before = forward_calls()
-    result = tf.function(lambda x: ours(x, mask=mask), jit_compile=True)(poisoned)
-    assert forward_calls() == before
-    np.testing.assert_allclose(result, stock(x, mask=mask), atol=1e-5)
-    assert_reason(ours, "no XLA kernel")
-    ours(x)
-    assert ours.fused_reason is None
-    strict = pair(backend="fused")[1]
-    with pytest.raises(ValueError, match="backend='fused' is not possible here: .* XLA"):
-        tf.function(strict, jit_compile=True)(x)
-
-
-def test_keras_does_not_jit_a_model_that_uses_the_fused_op():
-    model = keras.Sequential([keras.Input((None, 3)), LSTM(2)])
-    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
-        model.compile(loss="mse", jit_compile=True)
-    assert not model.jit_compile
-    assert LSTM(2, backend="keras").supports_jit
-
-
 def test_with_a_gpu_in_use_auto_leaves_the_work_to_keras(monkeypatch):
     monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
     _, ours = pair(backend="auto")
     before = forward_calls()
     ours(random(1, 2, INPUT_DIM))
     assert forward_calls() == before
-    assert_reason(ours, "a GPU is in use .* CPU only")
+    assert_reason(ours, "a GPU is in use")
     assert pair(backend="fused")[1].fused_reason is None
+
+
+def test_auto_takes_a_gpu_with_a_passing_record_only(monkeypatch):
+    capabilities = ["8.9"]
+    monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
+    monkeypatch.setattr("masked_lstm.layer._capabilities", lambda: capabilities)
+    monkeypatch.setattr("masked_lstm.gpus.built_for", lambda: ["80", "90a"])
+    monkeypatch.delenv("MASKED_LSTM_GPU", raising=False)
+    auto, fused = LSTM(UNITS), LSTM(UNITS, backend="fused")
+    assert_reason(auto, "compute capability 8.9, .* no passing record .* MASKED_LSTM_GPU=1")
+    monkeypatch.setenv("MASKED_LSTM_GPU", "1")
+    assert auto.fused_reason is None
+    monkeypatch.delenv("MASKED_LSTM_GPU")
+    monkeypatch.setitem(gpus.QUALIFIED, "8.9", "a log")
+    assert auto.fused_reason is None
+    capabilities.append("7.5")  # a second GPU
+    assert_reason(auto, "built for compute capabilities 80, 90a, and a GPU in use has 7.5")
+    with pytest.raises(ValueError, match="GPU in use has 7.5"):
+        fused(random(1, 2, INPUT_DIM))
+    monkeypatch.setattr("masked_lstm.gpus.built_for", lambda: [])
+    assert_reason(auto, "built without CUDA kernels")
+    assert LSTM(UNITS, backend="fused").fused_reason is None  # on the CPU
+
+
+def test_which_gpus_kernels_run_on():
+    built = ["75", "80", "90a"]
+    runs = {"7.0": False, "7.5": True, "8.6": True, "9.0": True, "10.0": True, "12.0": True}
+    assert {capability: gpus.runs_on(capability, built) for capability in runs} == runs
+    assert not gpus.runs_on("8.6", ["90a"]) and gpus.runs_on("8.6", ["native"])
+
+
+def test_a_qualified_gpu_has_its_record():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    for capability, log in gpus.QUALIFIED.items():
+        assert f"qualification: compute capability {capability}: passed" in (root / log).read_text()
 
 
 def test_a_gpu_is_in_use_unless_the_cpu_is_asked_for(monkeypatch):

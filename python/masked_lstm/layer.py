@@ -13,10 +13,11 @@ import warnings
 import keras
 from keras.src.backend import get_keras_mask  # the mask a tensor carries; no public accessor
 
+from . import gpus
+
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _ON_TENSORFLOW:
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # to see XLA while tracing; not public
 
 _BACKENDS = ("auto", "fused", "keras")
 
@@ -100,6 +101,20 @@ def _gpu_in_use() -> bool:
     return "CPU" not in tf.zeros(()).device.upper()
 
 
+def _no_xla_reason() -> str | None:
+    """Why XLA has no kernel of the fused op for the device in use; None if it has one."""
+    from . import ops
+
+    return "XLA compiles it for the CPU only" if _gpu_in_use() else ops.no_xla_reason()
+
+
+@functools.cache
+def _capabilities() -> list[str]:
+    """The compute capability of each GPU that TensorFlow may use, such as "9.0"."""
+    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
+    return [".".join(map(str, gpu.get("compute_capability", ["unknown"]))) for gpu in details]
+
+
 @keras.saving.register_keras_serializable(package="masked_lstm")
 class LSTM(keras.layers.LSTM):
     """`keras.layers.LSTM` that skips masked timesteps instead of computing and discarding them.
@@ -110,7 +125,9 @@ class LSTM(keras.layers.LSTM):
         backend: `"auto"` takes the fused op wherever it can do what is asked, else Keras' own
             implementation (`fused_reason` tells which and why); `"fused"` raises ValueError
             where the fused op cannot be used; `"keras"` never uses it. `unroll` and `use_cudnn`
-            concern Keras' implementation only.
+            concern Keras' implementation only. Where a GPU is in use, `"auto"` takes the fused op
+            only if its CUDA kernels have passed on that generation of GPUs, or MASKED_LSTM_GPU=1
+            is set.
 
     Call arguments:
         sequences: `(batch, timesteps, input_dim)`, or a `tf.RaggedTensor` of that shape. Values
@@ -152,8 +169,13 @@ class LSTM(keras.layers.LSTM):
 
     @property
     def supports_jit(self) -> bool:
-        """Whether `compile(jit_compile="auto")` may use XLA: not while the fused op is in use."""
-        return self._settings_reason() is not None and self.__dict__.get("supports_jit", True)
+        """Whether Keras may compile this layer with XLA.
+
+        On the fused path: where the XLA kernel for the device in use is loaded.
+        """
+        if self._settings_reason() is None:
+            return _no_xla_reason() is None
+        return self.__dict__.get("supports_jit", True)
 
     @supports_jit.setter
     def supports_jit(self, value):  # Keras' own answer, kept where its plain attribute would be
@@ -217,20 +239,18 @@ class LSTM(keras.layers.LSTM):
             return "backend='keras' was asked for"
         if reason := never_fused(self):
             return reason
-        if self.backend == "auto" and _gpu_in_use():
-            return (
-                "a GPU is in use and the fused op runs on the CPU only "
-                "(backend='fused' takes it all the same)"
-            )
-        return None
+        if not _gpu_in_use():
+            return None
+        judge = gpus.not_chosen if self.backend == "auto" else gpus.not_possible
+        return judge(_capabilities(), gpus.built_for())
 
     @staticmethod
     def _tracing_reason():
         """Why not fused, as far as the graph being traced tells."""
-        if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
-            tf.compat.v1.get_default_graph()
-        ):
-            return "the fused op has no XLA kernel and this call is compiled by XLA"
+        from . import ops
+
+        if ops.inside_xla() and (reason := _no_xla_reason()):
+            return f"this call is compiled by XLA and the fused op has no XLA kernel: {reason}"
         return None
 
     def _initial_states(self, initial_state, batch):
