@@ -27,14 +27,14 @@ class Problem:
 
     def __init__(self, point):
         self.point = point
-        rng = np.random.default_rng(0)
+        generator = torch.Generator(DEVICE).manual_seed(0)
         units, batch, timesteps = point.units, point.batch, point.timesteps
         dtype = "float32" if point.dtype == "tf32" else point.dtype
         self.dtype = getattr(torch, dtype)
 
         def normal(*shape, scale=1.0):
-            values = torch.from_numpy(rng.standard_normal(shape, np.float32) * np.float32(scale))
-            return values.to(DEVICE).to(self.dtype)
+            values = torch.randn(shape, generator=generator, device=DEVICE) * scale
+            return values.to(self.dtype)
 
         self.x = normal(batch, timesteps, units)
         self.kernel = normal(units, 4 * units, scale=units**-0.5)
