@@ -1,0 +1,239 @@
+// A whole call with the Hopper kernels as a sequence of launches; run.cuh's for the others. The same
+// for CUDA's launches and the executor's, which beside run.cuh's have
+//   launch.ResidentClusters(kernel, cluster, threads, shared_bytes): how many run at once
+//   launch.Clusters(kernel, clusters, cluster, threads, shared_bytes, arguments...)
+#pragma once
+
+#include "cuda/hopper/backward_cluster.cuh"
+#include "cuda/hopper/forward_cluster.cuh"
+#include "cuda/hopper/plan.h"
+#include "cuda/run.cuh"
+
+namespace masked_lstm {
+namespace cuda {
+namespace hopper {
+
+// Slots of a cluster are 8, 16, ...: as few as give every row a slot, if all clusters that run at
+// once have them.
+struct Slots8 {
+  int tiles, clusters;
+};
+
+// resident(tiles): clusters that run at once with so many slots; 0: that does not fit.
+template <typename Resident>
+Slots8 ChooseSlots(int64_t batch, int max_tiles, Resident resident) {
+  Slots8 best = {0, 0};
+  for (int tiles = 1; tiles <= max_tiles; tiles *= 2) {
+    const int at_once = resident(tiles);
+    if (at_once < 1) break;
+    const int64_t wanted = CeilDivide(batch, tiles * kColumns);
+    best = {tiles, static_cast<int>(wanted < at_once ? wanted : at_once)};
+    if (wanted <= at_once) break;
+  }
+  return best;
+}
+
+template <typename Variant, typename Stored>
+ForwardShape ForwardShapeOf(int64_t units, int cluster) {
+  ForwardShape shape;
+  const int of_warp = cluster * Variant::kTiles * kTileUnits;
+  shape.cluster = cluster;
+  shape.clusters = 0;
+  shape.warps = static_cast<int>(CeilDivide(units, of_warp));
+  shape.chunks = static_cast<int>(CeilDivide(units, kChunkValues<Stored>));
+  shape.row_bytes = RowBytes<Stored>(of_warp * shape.warps);
+  return shape;
+}
+
+// f(slot_tiles as a constant) for 1, 2 or 4.
+template <typename Variant, typename F>
+auto WithSlotTiles(int tiles, F f) {
+  if constexpr (Variant::kMaxSlotTiles >= 4) {
+    if (tiles == 4) return f(std::integral_constant<int, 4>());
+  }
+  if constexpr (Variant::kMaxSlotTiles >= 2) {
+    if (tiles == 2) return f(std::integral_constant<int, 2>());
+  }
+  return f(std::integral_constant<int, 1>());
+}
+
+// The recurrence alone; false: it does not fit this device.
+template <typename Stored, typename Variant, typename Launcher>
+bool LaunchForward(const LstmForward& call, const DeviceSchedule& schedule, int cluster,
+                   int64_t shared_limit, const ForwardMemory& memory, Launcher& launch) {
+  const LstmProblem& p = call.problem;
+  ForwardShape shape = ForwardShapeOf<Variant, Stored>(p.units, cluster);
+  const int threads = shape.warps * kLanes;
+  const Slots8 slots = ChooseSlots(p.batch, Variant::kMaxSlotTiles, [&](int tiles) {
+    const int64_t bytes = ForwardSharedBytes<Stored, Variant>(shape, tiles);
+    if (bytes > shared_limit) return 0;
+    return WithSlotTiles<Variant>(tiles, [&](auto constant) {
+      return launch.ResidentClusters(
+          ClusterForwardKernel<Stored, Variant, decltype(constant)::value>, cluster, threads,
+          bytes);
+    });
+  });
+  if (slots.clusters < 1) return false;
+  shape.clusters = slots.clusters;
+  WithSlotTiles<Variant>(slots.tiles, [&](auto constant) {
+    launch.Clusters(ClusterForwardKernel<Stored, Variant, decltype(constant)::value>,
+                    slots.clusters, cluster, threads,
+                    ForwardSharedBytes<Stored, Variant>(shape, slots.tiles), call, schedule, shape,
+                    memory);
+  });
+  return true;
+}
+
+template <typename Stored>
+struct HopperForwardLayout : CallLayout {
+  ForwardMemory memory;
+  Words* packed;
+  ForwardShape shape;
+
+  template <typename Variant>
+  HopperForwardLayout(Variant, int cluster, const LstmForward& call, const DeviceLimits& limits,
+                      DeviceArena* arena)
+      : CallLayout(call.problem, limits, arena),
+        shape(ForwardShapeOf<Variant, Stored>(call.problem.units, cluster)) {
+    const int64_t U = call.problem.units;
+    packed = arena->Take<Words>(Tiles4<Variant>() * shape.chunks * 2 * kLanes);
+    float* const reserve = static_cast<float*>(call.reserve);
+    memory.packed = packed;
+    memory.save = reserve != nullptr;
+    memory.projection = memory.save ? reserve : arena->Take<float>(limits.max_steps * 4 * U);
+    memory.cells = memory.save ? reserve + limits.max_steps * 4 * U : nullptr;
+  }
+
+  // Tiles of 4 units in all blocks.
+  template <typename Variant>
+  int64_t Tiles4() const {
+    return int64_t{shape.cluster} * shape.warps * Variant::kTiles;
+  }
+};
+
+template <typename Stored, typename Variant, typename Launcher>
+bool RunForwardVariant(const LstmForward& call, const DeviceLimits& limits, int cluster,
+                       int64_t shared_limit, Launcher& launch) {
+  const LstmProblem& p = call.problem;
+  DeviceArena arena(call.workspace);
+  const HopperForwardLayout<Stored> layout(Variant(), cluster, call, limits, &arena);
+  layout.Schedule(p, launch);
+  launch(ProjectKernel<Stored>, Tiles(4 * p.units), Tiles(limits.max_steps), kMatmulThreads,
+         kMatmulShared<float>, false, p, layout.schedule, layout.memory.projection);
+  launch(PackForwardKernel<Stored>, layout.shape.chunks,
+         static_cast<int>(layout.template Tiles4<Variant>()), kLanes, 0, false, p,
+         layout.shape.chunks, layout.packed);
+  if (!LaunchForward<Stored, Variant>(call, layout.schedule, cluster, shared_limit, layout.memory,
+                                      launch)) {
+    return false;
+  }
+  constexpr int kThreads = 128;
+  launch(FillKernel<Stored>, static_cast<int>(CeilDivide(p.units, kThreads)),
+         static_cast<int>(p.batch), kThreads, 0, false, call, layout.schedule);
+  return true;
+}
+
+template <typename Variant, typename Stored>
+BackwardShape BackwardShapeOf(int64_t units, int cluster) {
+  BackwardShape shape;
+  shape.cluster = cluster;
+  shape.clusters = 0;
+  shape.units = static_cast<int>(CeilDivide(units, cluster * 8) * 8);
+  shape.warps = static_cast<int>(CeilDivide(shape.units, Variant::kCells * kLanes / kColumns));
+  shape.tiles = static_cast<int>(CeilDivide(cluster * shape.units, kTileRows));
+  shape.chunks = static_cast<int>(CeilDivide(4 * shape.units, kChunkValues<Stored>));
+  shape.row_bytes = RowBytes<Stored>(4 * shape.units);
+  return shape;
+}
+
+template <typename Stored, typename Variant, typename Launcher>
+bool LaunchBackward(const LstmBackward& call, const DeviceSchedule& schedule, int cluster,
+                    int64_t shared_limit, const BackwardMemory& memory, Launcher& launch) {
+  const LstmProblem& p = call.problem;
+  BackwardShape shape = BackwardShapeOf<Variant, Stored>(p.units, cluster);
+  const int threads = shape.warps * kLanes;
+  const Slots8 slots = ChooseSlots(p.batch, Variant::kMaxSlotTiles, [&](int tiles) {
+    const int64_t bytes = BackwardSharedBytes<Stored, Variant>(shape, tiles);
+    if (bytes > shared_limit) return 0;
+    return WithSlotTiles<Variant>(tiles, [&](auto constant) {
+      return launch.ResidentClusters(
+          ClusterBackwardKernel<Stored, Variant, decltype(constant)::value>, cluster, threads,
+          bytes);
+    });
+  });
+  if (slots.clusters < 1) return false;
+  shape.clusters = slots.clusters;
+  WithSlotTiles<Variant>(slots.tiles, [&](auto constant) {
+    launch.Clusters(ClusterBackwardKernel<Stored, Variant, decltype(constant)::value>,
+                    slots.clusters, cluster, threads,
+                    BackwardSharedBytes<Stored, Variant>(shape, slots.tiles), call, schedule,
+                    shape, memory);
+  });
+  return true;
+}
+
+template <typename Stored>
+struct HopperBackwardLayout : CallLayout {
+  BackwardMemory memory;
+  Words* packed;
+  float* d_output;
+  BackwardShape shape;
+
+  template <typename Variant>
+  HopperBackwardLayout(Variant, int cluster, const LstmBackward& call, const DeviceLimits& limits,
+                       DeviceArena* arena)
+      : CallLayout(call.problem, limits, arena),
+        shape(BackwardShapeOf<Variant, Stored>(call.problem.units, cluster)) {
+    const int64_t U = call.problem.units, all_gates = limits.max_steps * 4 * U;
+    packed = arena->Take<Words>(int64_t{cluster} * shape.tiles * shape.chunks * 2 * kLanes);
+    d_output = call.d_outputs == nullptr ? nullptr : arena->Take<float>(limits.max_steps * U);
+    const float* const reserve = static_cast<const float*>(call.reserve);
+    float* const scratch = static_cast<float*>(call.scratch);
+    memory = {packed, reserve, reserve + all_gates, d_output, scratch, scratch + all_gates};
+  }
+};
+
+template <typename Stored, typename Variant, typename Launcher>
+bool RunBackwardVariant(const LstmBackward& call, const DeviceLimits& limits, int cluster,
+                        int64_t shared_limit, Launcher& launch) {
+  const LstmProblem& p = call.problem;
+  constexpr int kThreads = 128;
+  const int64_t U = p.units, D = p.input_dim;
+  DeviceArena arena(call.workspace);
+  const HopperBackwardLayout<Stored> layout(Variant(), cluster, call, limits, &arena);
+  if (call.dx != nullptr) launch.Clear(call.dx, limits.max_steps * D * sizeof(Stored));
+  layout.Schedule(p, launch);
+  launch(PassStatesKernel<Stored>, static_cast<int>(CeilDivide(p.batch * U, kThreads)), 1, kThreads,
+         0, false, call, layout.schedule);
+  if (layout.d_output != nullptr) {
+    const int blocks_y = static_cast<int>(limits.max_steps < 4096 ? limits.max_steps : 4096);
+    launch(GatherOutputGradientsKernel<Stored>, static_cast<int>(CeilDivide(U, kThreads)), blocks_y,
+           kThreads, 0, false, call, layout.schedule, blocks_y, layout.d_output);
+  }
+  launch(PackBackwardKernel<Stored>, layout.shape.chunks, layout.shape.cluster * layout.shape.tiles,
+         kLanes, 0, false, p, layout.shape, layout.packed);
+  if (!LaunchBackward<Stored, Variant>(call, layout.schedule, cluster, shared_limit, layout.memory,
+                                       launch)) {
+    return false;
+  }
+  const float *d_gates = layout.memory.d_gates, *h_before = layout.memory.h_before;
+  if (call.dx != nullptr && D > 0) {
+    launch(InputGradientsKernel<Stored>, Tiles(D), Tiles(limits.max_steps), kMatmulThreads,
+           kMatmulShared<float>, false, p, layout.schedule, d_gates, static_cast<Stored*>(call.dx));
+  }
+  if (call.d_kernel != nullptr || call.d_bias != nullptr) {
+    launch(KernelGradientsKernel<Stored>, Tiles(4 * U), Tiles(D + 1), kMatmulThreads,
+           kMatmulShared<float>, false, p, layout.schedule, d_gates,
+           static_cast<Stored*>(call.d_kernel), static_cast<Stored*>(call.d_bias));
+  }
+  if (call.d_recurrent_kernel != nullptr) {
+    launch(RecurrentGradientsKernel<Stored>, Tiles(4 * U), Tiles(U), kMatmulThreads,
+           kMatmulShared<float>, false, p, layout.schedule, d_gates, h_before,
+           static_cast<Stored*>(call.d_recurrent_kernel));
+  }
+  return true;
+}
+
+}  // namespace hopper
+}  // namespace cuda
+}  // namespace masked_lstm
