@@ -199,7 +199,7 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   job->rows.size = p.batch;
   job->batch_rows = job->weight_parts > 1 ? arena.Take<int32_t>(steps * 4) : nullptr;
   job->zeros.size = HasMaskedSteps(p, steps) ? p.batch : 0;
-  job->inputs.size = CpuLayout::Panels(steps, kMaxSlots);
+  job->inputs.size = CpuLayout::Panels(steps, kVectorSlots);
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
     UseFewerSlots(job->schedule, kernels.tile_rows, &job->teams);

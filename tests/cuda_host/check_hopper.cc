@@ -48,29 +48,58 @@ struct Launcher {
   }
 };
 
-template <typename T, typename Forward, typename Backward>
-CaseResults<T> OnExecutor(const Case<T>& one, int cluster, unsigned seed, int clusters) {
+// How a call is run: with variants of the test's own, or as planned for the GPU.
+template <typename Forward, typename Backward>
+struct Own {
+  int cluster;
+  template <typename T>
+  bool Run(const LstmForward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
+    return cuda::hopper::RunForwardVariant<T, Forward>(call, limits, cluster, 227 << 10, launch);
+  }
+  template <typename T>
+  bool Run(const LstmBackward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
+    return cuda::hopper::RunBackwardVariant<T, Backward>(call, limits, cluster, 227 << 10, launch);
+  }
+};
+struct Planned {
+  template <typename T>
+  bool Run(const LstmForward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
+    const LstmProblem& p = call.problem;
+    const auto plan = cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
+    return cuda::hopper::RunHopperForward<T>(call, limits, plan, 227 << 10, launch);
+  }
+  template <typename T>
+  bool Run(const LstmBackward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
+    const LstmProblem& p = call.problem;
+    const auto plan = cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
+    return cuda::hopper::RunHopperBackward<T>(call, limits, plan, 227 << 10, launch);
+  }
+};
+
+template <typename T, typename How>
+CaseResults<T> OnExecutor(const Case<T>& one, const How& how, unsigned seed, int clusters) {
   CaseResults<T> r(one, one.x_rows);
   Launcher launch{seed, clusters};
   const cuda::DeviceLimits limits = {one.x_rows, 1, nullptr};
-  std::vector<char> workspace(64 << 20, -1);
-  CaseResults<T> inference(one, one.x_rows);
-  for (const bool save : {false, true}) {
-    LstmForward call = (save ? r : inference).Forward(one, save);
-    call.workspace = workspace.data();
-    if (!cuda::hopper::RunForwardVariant<T, Forward>(call, limits, cluster, 227 << 10, launch)) {
-      Fail("does not fit", one.p);
-    }
-    if (save && !SameBits(inference.outputs, r.outputs)) Fail("saving changes outputs", one.p);
+  std::vector<char> workspace(16 << 20, -1);
+  LstmForward forward = r.Forward(one, true);
+  forward.workspace = workspace.data();
+  if (!how.template Run<T>(forward, limits, launch)) Fail("does not fit", one.p);
+  // For inference: the same without saved gates.
+  if (seed % 2 == 0) {
+    CaseResults<T> inference(one, one.x_rows);
+    forward = inference.Forward(one, false);
+    workspace.assign(workspace.size(), -1);
+    forward.workspace = workspace.data();
+    (void)how.template Run<T>(forward, limits, launch);
+    if (!SameBits(inference.outputs, r.outputs)) Fail("saving changes outputs", one.p);
   }
   // In one of the two places for the scratch.
   std::vector<float> scratch(r.reserve.size());
-  LstmBackward call = r.Backward(one, seed % 2 == 0 ? nullptr : scratch.data());
+  LstmBackward backward = r.Backward(one, seed % 2 == 0 ? nullptr : scratch.data());
   workspace.assign(workspace.size(), -1);
-  call.workspace = workspace.data();
-  if (!cuda::hopper::RunBackwardVariant<T, Backward>(call, limits, cluster, 227 << 10, launch)) {
-    Fail("does not fit, backwards", one.p);
-  }
+  backward.workspace = workspace.data();
+  if (!how.template Run<T>(backward, limits, launch)) Fail("does not fit, backwards", one.p);
   return r;
 }
 
@@ -80,29 +109,69 @@ CaseResults<T> OnExecutor(const Case<T>& one, int cluster, unsigned seed, int cl
 template <typename T>
 constexpr double kLimit = std::is_same_v<T, BFloat16> ? 16 * 0x1p-9 : 16 * 0x1p-11;
 
-template <typename T, typename Forward, typename Backward>
-void Check(const CaseShape& shape, Mask mask, int options, int cluster) {
+// Row `row` of the case by itself has the bits it has in the batch.
+template <typename T, typename How>
+void CheckAlone(const Case<T>& whole, const CaseResults<T>& results, const How& how, int64_t row) {
+  Case<T> one = whole;
+  const int64_t U = whole.p.units, D = whole.p.input_dim, time = whole.p.timesteps;
+  const auto part = [row](const std::vector<T>& values, int64_t n) {
+    return std::vector<T>(values.begin() + row * n, values.begin() + (row + 1) * n);
+  };
+  const int64_t outputs = whole.p.return_sequences ? time * U : U;
+  one.x = part(whole.x, time * D), one.h0 = part(whole.h0, U), one.c0 = part(whole.c0, U);
+  one.d_outputs = part(whole.d_outputs, outputs);
+  one.d_h = part(whole.d_h, U), one.d_c = part(whole.d_c, U);
+  one.mask.assign(whole.mask.begin() + row * time, whole.mask.begin() + (row + 1) * time);
+  one.p.batch = 1, one.x_rows = time;
+  one.p.x = one.x.data(), one.p.mask = one.mask.data();
+  if (whole.p.h0 != nullptr) one.p.h0 = one.h0.data(), one.p.c0 = one.c0.data();
+  const CaseResults<T> alone = OnExecutor(one, how, 98, 1);
+  const bool same =
+      SameBits(alone.outputs, part(results.outputs, outputs)) &&
+      SameBits(alone.h, part(results.h, U)) && SameBits(alone.c, part(results.c, U)) &&
+      SameBits(alone.dx, part(results.dx, time * D)) && SameBits(alone.dh0, part(results.dh0, U)) &&
+      SameBits(alone.dc0, part(results.dc0, U));
+  if (!same) Fail("a row differs alone", whole.p);
+}
+
+template <typename T, typename How>
+void Check(const CaseShape& shape, Mask mask, int options, const How& how) {
   const Case<T> one(shape, mask, options);
   const CaseResults<T> expected = OnCpu(one);
-  const CaseResults<T> actual = OnExecutor<T, Forward, Backward>(one, cluster, 1, 2);
-  const CaseResults<T> again = OnExecutor<T, Forward, Backward>(one, cluster, 1000, 1);
+  const CaseResults<T> actual = OnExecutor(one, how, 1, 2);
+  // Another order of the threads, other slots and clusters.
+  const CaseResults<T> again = OnExecutor(one, how, 1000, 1);
   const auto a = actual.All(), b = again.All(), right = expected.All();
-  for (int i = 0; i < static_cast<int>(a.size()); ++i) {
+  for (size_t i = 0; i < a.size(); ++i) {
     const double difference = Difference(*a[i], *right[i]);
     if (!(difference <= kLimit<T>)) {
-      std::fprintf(stderr, "result %d, mask %d, options %d, off by %g: ", i,
+      std::fprintf(stderr, "result %zu, mask %d, options %d, off by %g: ", i,
                    static_cast<int>(mask), options, difference);
       Fail("differs from the CPU core", one.p);
     }
     if (!SameBits(*a[i], *b[i])) Fail("the order of threads matters", one.p);
   }
+  if (mask == Mask::kHoles) CheckAlone(one, actual, how, shape.batch - 1);
 }
+
+// Clusters of two blocks with 8 slots: every mask and option.
+typedef Own<ForwardVariant<1, 2, 256, true, 1>, BackwardVariant<1, 4, 256, true, 1, 1>> Pair;
+// Of three, with weights in shared memory and up to 32 slots.
+typedef Own<ForwardVariant<2, 2, 256, true, 4>, BackwardVariant<1, 6, 256, true, 2, 4>> Stored;
 
 template <typename T>
 void CheckAll() {
-  typedef ForwardVariant<1, 2, 256, true, 4> Pair;
-  typedef BackwardVariant<1, 4, 256, true, 1, 4> PairBack;
-  Check<T, Pair, PairBack>({19, 5, 9, 17}, Mask::kHoles, 0, 2);
+  constexpr bool kFull = std::is_same_v<T, BFloat16>;
+  for (Mask mask : {Mask::kNone, Mask::kLengths, Mask::kHoles, Mask::kEmpty, Mask::kRagged}) {
+    for (int options : {0, kBackwards, kZeroOutput, kBackwards + kLastOnly, kBare}) {
+      if ((!kFull || mask == Mask::kNone || mask == Mask::kEmpty) && options != kBackwards)
+        continue;
+      if (mask == Mask::kRagged && options == kZeroOutput) continue;
+      Check<T>({19, 5, 9, 17}, mask, options, Pair{2});
+    }
+  }
+  Check<T>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{3});
+  Check<T>({11, 4, 3, 33}, Mask::kLengths, 0, Planned());
 }
 
 }  // namespace
@@ -111,6 +180,11 @@ int main() {
   CheckAll<BFloat16>();
   CheckAll<Float16>();
   CheckAll<float>();
+  // Several blocks of each planned variant.
+  Check<BFloat16>({9, 2, 3, 130}, Mask::kHoles, 0, Planned());
+  Check<BFloat16>({2, 2, 2, 260}, Mask::kNone, 0, Planned());
+  Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Planned());
+  Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Planned());
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

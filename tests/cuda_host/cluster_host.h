@@ -1,5 +1,5 @@
-// Thread block clusters on the host, for tests: what csrc/cuda/hopper/ptx.cuh names. All threads of a
-// cluster are fibers on one thread; clusters run one after another, in a random order.
+// Thread block clusters on the host, for tests: what csrc/cuda/hopper/ptx.cuh names. All threads of
+// a cluster are fibers on one thread; clusters run one after another, in a random order.
 //
 // What it finds, beside what cuda_host.h finds: stores to other blocks (st.async) land late and in
 // any order, each adding its bytes to its barrier only then, so data that is not waited for is old

@@ -76,7 +76,8 @@ void MmaOfWarp(void* const* lanes) {
       for (int part = 0; part < kPerWord; ++part) {
         const int k = (word / 2 * 4 + member) * kPerWord + part;
         a[group + word % 2 * 8][k] = kValue(lane(i)->a[word], part);
-        if (word < 2) b[(word * 4 + member) * kPerWord + part][group] = kValue(lane(i)->b[word], part);
+        if (word < 2)
+          b[(word * 4 + member) * kPerWord + part][group] = kValue(lane(i)->b[word], part);
       }
       c[group + word / 2 * 8][member * 2 + word % 2] = lane(i)->sum[word];
     }

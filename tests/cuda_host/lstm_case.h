@@ -88,10 +88,9 @@ struct Case {
   // NaN wherever x must not be read.
   void PoisonMasked() {
     for (int64_t at = 0; at < x_rows && p.row_splits == nullptr; ++at) {
-      const bool valid =
-          p.mask != nullptr ? mask[at] != 0
-                            : p.sequence_lengths == nullptr ||
-                                  at % p.timesteps < lengths[at / p.timesteps];
+      const bool valid = p.mask != nullptr ? mask[at] != 0
+                                           : p.sequence_lengths == nullptr ||
+                                                 at % p.timesteps < lengths[at / p.timesteps];
       if (!valid) std::memset(&x[at * p.input_dim], 0xff, p.input_dim * sizeof(T));
     }
   }

@@ -1,14 +1,16 @@
 // The backward recurrence: as the forward one, from the last step of each sequence to the first.
 //
-// Each block owns some units: it turns their dh into their gate gradients dG, multiplies those by its
-// columns of recurrent_kernel, and sends every block that block's part of the sum, dh of the step
-// before. So a step moves half of what sending dG to all blocks would. The owner adds up the parts
-// of all blocks in their order: the same bits whenever they arrive.
+// Each block owns some units: it turns their dh into their gate gradients dG, multiplies those by
+// its columns of recurrent_kernel, and sends every block that block's part of the sum, dh of the
+// step before. So a step moves half of what sending dG to all blocks would. The owner adds up the
+// parts of all blocks in their order: the same bits whenever they arrive.
 //
 // A tile is 16 units of dh (rows) by 8 slots; the depth is the block's own units with their four
 // gates side by side. Parts are sent into one of two buffers in turn; the reasoning is that of
 // forward_cluster.cuh: who sends parts of step t has had all parts of step t - 1, which every warp
-// of the cluster sends after its block's barrier, behind which nobody reads the parts of t - 2.
+// of the cluster sends after its block's barrier, behind which nobody reads the parts of t - 2. The
+// rows of dG alternate too: a block may have all of its own parts while one of its warps, whose
+// tiles are other blocks', still multiplies; by the barrier of the next step it has finished.
 #pragma once
 
 #include "cuda/backward.cuh"
@@ -20,14 +22,13 @@ namespace hopper {
 
 constexpr int kTileRows = 16;
 
-template <int kTiles_, int kChunks_, int kThreads_, bool kCluster_, int kCells_,
-          int kMaxSlotTiles_>
+template <int kTiles_, int kChunks_, int kThreads_, bool kCluster_, int kCells_, int kMaxSlotTiles_>
 struct BackwardVariant {
-  static constexpr int kTiles = kTiles_;      // of each warp in registers
-  static constexpr int kChunks = kChunks_;    // of the depth, at most
-  static constexpr int kThreads = kThreads_;  // at most
+  static constexpr int kTiles = kTiles_;       // of each warp in registers
+  static constexpr int kChunks = kChunks_;     // of the depth, at most
+  static constexpr int kThreads = kThreads_;   // at most
   static constexpr bool kCluster = kCluster_;  // false: one block, no cluster
-  static constexpr int kCells = kCells_;      // units that a thread updates, of each 8 slots
+  static constexpr int kCells = kCells_;       // units that a thread updates, of each 8 slots
   static constexpr int kMaxSlotTiles = kMaxSlotTiles_;
   static constexpr int kChains = kTiles >= 4 ? 1 : 4 / kTiles;
 };
@@ -65,8 +66,8 @@ struct BackwardMemory {
   float* h_before;        // (N,U); may be cells
 };
 
-// recurrent_kernel's columns of block 0, 1, ...: tile by tile, chunk by chunk, 2 Words for each lane.
-// One warp for each chunk of each tile of each block.
+// recurrent_kernel's columns of block 0, 1, ...: tile by tile, chunk by chunk, 2 Words for each
+// lane. One warp for each chunk of each tile of each block.
 template <typename Stored>
 static __global__ void PackBackwardKernel(LstmProblem p, BackwardShape shape, Words* packed) {
   const int64_t U = p.units;
@@ -122,8 +123,10 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
                           BackwardMemory memory) {
   constexpr int kTiles = Variant::kTiles, kChunks = Variant::kChunks, kChains = Variant::kChains;
   constexpr int kCells = Variant::kCells, kSlots = kSlotTiles * kColumns;
+  [[maybe_unused]] constexpr int kPartsAtOnce =
+      Variant::kThreads > 256 ? 2 : 4;  // as registers allow
   const LstmProblem& p = call.problem;
-  const int64_t U = p.units;
+  const int U = static_cast<int>(p.units);
   const int lane = ThreadIndex() % kLanes, warp = ThreadIndex() / kLanes;
   const int rank = Variant::kCluster ? ClusterRank() : 0;
   const int cluster = BlockIndex() / shape.cluster;
@@ -137,7 +140,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   const int tile_parts = shape.cluster * shape.units * kColumns;
   const int message = kSlotTiles * tile_parts * static_cast<int>(sizeof(float));
   unsigned char* const d_rows = reinterpret_cast<unsigned char*>(parts) + 2 * message;
-  unsigned char* const stored = d_rows + kSlots * shape.row_bytes;  // (warps, stored_tiles, ...)
+  unsigned char* const stored = d_rows + 2 * kSlots * shape.row_bytes;  // (warps, stored_tiles, ...)
   const int warp_tiles = (shape.tiles + shape.warps - 1) / shape.warps;
   const int stored_tiles = warp_tiles > kTiles ? warp_tiles - kTiles : 0;
 
@@ -164,12 +167,12 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     if (tile >= shape.tiles) break;
     const Words* const from =
         memory.packed + (int64_t{rank} * shape.tiles + tile) * shape.chunks * 2 * kLanes;
-    Words* const to = reinterpret_cast<Words*>(
-        stored + (warp * stored_tiles + m) * shape.chunks * kFragmentBytes);
+    Words* const to = reinterpret_cast<Words*>(stored + (warp * stored_tiles + m) * shape.chunks *
+                                                            kFragmentBytes);
     for (int i = lane; i < shape.chunks * 2 * kLanes; i += kLanes) to[i] = from[i];
   }
   // The end of a row, past the block's units, is multiplied by zeros.
-  for (int i = ThreadIndex(); i < kSlots * shape.row_bytes / 16; i += BlockSize()) {
+  for (int i = ThreadIndex(); i < 2 * kSlots * shape.row_bytes / 16; i += BlockSize()) {
     reinterpret_cast<Words*>(d_rows)[i] = {{0, 0, 0, 0}};
   }
   if (Variant::kCluster) {
@@ -194,12 +197,13 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
                                                  shape.clusters);
   const auto UnitOf = [&](int i) {  // of all; U when the block has no such unit
     const int local = own_unit + i * unit_stride;
-    const int64_t unit = int64_t{rank} * shape.units + local;
+    const int unit = rank * shape.units + local;
     return local < shape.units && unit < U ? unit : U;
   };
   // Of the step that `walk` stands at.
   const auto ReadInputs = [&](int j, int i) {
-    const int64_t unit = UnitOf(i), n = walk[j].n;
+    const int unit = UnitOf(i);
+    const int64_t n = walk[j].n;
     if (walk[j].left == 0 || unit == U) return;
     const float* const from = memory.gates + n * 4 * U + unit;
 #pragma unroll
@@ -208,18 +212,20 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     if (walk[j].left > 1) {
       c_before[j][i] = memory.cells[(n - 1) * U + unit];
     } else {
-      c_before[j][i] = p.c0 == nullptr
-                           ? 0.0f
-                           : Widen(static_cast<const Stored*>(p.c0)[walk[j].row * U + unit]);
+      c_before[j][i] =
+          p.c0 == nullptr
+              ? 0.0f
+              : Widen(static_cast<const Stored*>(p.c0)[int64_t{walk[j].row} * U + unit]);
     }
     dy[j][i] = memory.d_output == nullptr ? 0.0f : memory.d_output[n * U + unit];
   };
   // dh and dc of this thread's unit, after the step before; writes dG of this one.
-  const auto Update = [&](int j, int i, const Slot& slot, float dh) {
-    const int64_t unit = UnitOf(i), state = slot.row * U + unit;
+  const auto Update = [&](int j, int i, const Slot& slot, float dh, unsigned buffer) {
+    const int unit = UnitOf(i);
+    const int64_t state = int64_t{slot.row} * U + unit;
     float d[4] = {0, 0, 0, 0};
     if (ended[j] > 0 && unit < U) {
-      const int64_t at = (ended[j] - 1) * U + unit;
+      const int64_t at = int64_t{ended[j] - 1} * U + unit;
       if (call.dh0 != nullptr) static_cast<Stored*>(call.dh0)[at] = Narrow<Stored>(dh);
       if (call.dc0 != nullptr) static_cast<Stored*>(call.dc0)[at] = Narrow<Stored>(dc[j][i]);
     }
@@ -252,13 +258,13 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     }
     const int local = own_unit + i * unit_stride;
     if (local < shape.units) {
-      StoreGates<Stored>(d_rows + (j * kColumns + column) * shape.row_bytes +
-                             local * 4 * kOperandBytes<Stored>,
-                         d);
+      StoreGates<Stored>(
+          d_rows + (buffer * kSlots + j * kColumns + column) * shape.row_bytes + local * 4 * kOperandBytes<Stored>,
+          d);
     }
   };
   // Two halves of tile `tile`, 8 units of one block each, to the blocks that own them.
-  const auto Send = [&](int j, int tile, const float (&sum)[4], unsigned buffer) {
+  const auto Send = [&](int j, int tile, const float(&sum)[4], unsigned buffer) {
     const int group = lane / 4, member = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -311,20 +317,22 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
           const float* const mine = parts +
                                     static_cast<int>(before % 2 * kSlotTiles + j) * tile_parts +
                                     local * kColumns + column;
+#pragma unroll kPartsAtOnce
           for (int from = 0; from < shape.cluster; ++from) {
             dh += mine[from * shape.units * kColumns];
           }
         }
-        Update(j, i, now[j], dh);
+        Update(j, i, now[j], dh, step % 2);
         ReadInputs(j, i);
       }
-      ended[j] = now[j].left == 1 ? now[j].row + 1 : 0;
+      ended[j] = now[j].left == 1 ? static_cast<int32_t>(now[j].row) + 1 : 0;
     }
     if (!active) return;  // only gradients of rows that had ended were left to write
     SyncBlock();
 #pragma unroll
     for (int j = 0; j < kSlotTiles; ++j) {
-      const unsigned char* const rows = d_rows + j * kColumns * shape.row_bytes;
+      const unsigned char* const rows =
+          d_rows + (step % 2 * kSlots + j * kColumns) * shape.row_bytes;
       float sums[kTiles][kChains][4] = {};
 #pragma unroll
       for (int k = 0; k < kChunks; ++k) {
@@ -355,23 +363,17 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
         if (tile >= shape.tiles) break;
         const unsigned char* const fragments =
             stored + (warp * stored_tiles + m) * shape.chunks * kFragmentBytes;
-        float chains[kChains][4] = {};
+        float chains[2][4] = {};
+#pragma unroll 1
+        for (int k = 0; k < shape.chunks; ++k) {
+          const Words chunk = LoadChunk(rows, shape.row_bytes, k);
 #pragma unroll
-        for (int k = 0; k < kChunks; ++k) {
-          if (k < shape.chunks) {
-            const Words chunk = LoadChunk(rows, shape.row_bytes, k);
-#pragma unroll
-            for (int part = 0; part < 2; ++part) {
-              MultiplyStored<Stored>(chains[(2 * k + part) % kChains], fragments + k * kFragmentBytes,
-                                     chunk, part);
-            }
+          for (int part = 0; part < 2; ++part) {
+            MultiplyStored<Stored>(chains[part], fragments + k * kFragmentBytes, chunk, part);
           }
         }
 #pragma unroll
-        for (int chain = 1; chain < kChains; ++chain) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) chains[0][i] += chains[chain][i];
-        }
+        for (int i = 0; i < 4; ++i) chains[0][i] += chains[1][i];
         Send(j, tile, chains[0], step % 2);
       }
     }
@@ -385,7 +387,7 @@ int64_t BackwardSharedBytes(const BackwardShape& shape, int slot_tiles) {
   const int warp_tiles = (shape.tiles + shape.warps - 1) / shape.warps;
   const int64_t stored = warp_tiles > Variant::kTiles ? warp_tiles - Variant::kTiles : 0;
   const int64_t parts = int64_t{slot_tiles} * shape.cluster * shape.units * kColumns * 4;
-  return 2 * 8 + 2 * parts + int64_t{slot_tiles} * kColumns * shape.row_bytes +
+  return 2 * 8 + 2 * parts + int64_t{2} * slot_tiles * kColumns * shape.row_bytes +
          stored * shape.warps * shape.chunks * kFragmentBytes;
 }
 

@@ -4,8 +4,8 @@
 // A tile is 4 units: its 16 rows are their i, f, c, o, its columns 8 slots, so after one exchange
 // between lanes every lane has the four gates of one unit of one slot: the cell is updated in
 // registers and c stays there. h_t goes to all blocks as it is made: stores that add their bytes to
-// the receiver's barrier, into one of two buffers in turn. A slot whose row ends sends the initial h
-// of its next row in place of the last h of the old one, so a step never asks what is new.
+// the receiver's barrier, into one of two buffers in turn. A slot whose row ends sends the initial
+// h of its next row in place of the last h of the old one, so a step never asks what is new.
 //
 // Why two buffers are enough: a warp sends h_t only after it has read all of h_{t-1}, and it waits
 // for all of h_t before it sends h_{t+1}, which goes where h_{t-1} was; by then every warp of the
@@ -23,9 +23,9 @@ constexpr int kTileUnits = 4;
 // A variant: what must be known when it is compiled.
 template <int kTiles_, int kChunks_, int kThreads_, bool kCluster_, int kMaxSlotTiles_>
 struct ForwardVariant {
-  static constexpr int kTiles = kTiles_;      // of each warp
-  static constexpr int kChunks = kChunks_;    // of each tile in registers; even
-  static constexpr int kThreads = kThreads_;  // at most
+  static constexpr int kTiles = kTiles_;       // of each warp
+  static constexpr int kChunks = kChunks_;     // of each tile in registers; even
+  static constexpr int kThreads = kThreads_;   // at most
   static constexpr bool kCluster = kCluster_;  // false: one block, no cluster
   // 8 slots each; more would not fit the registers.
   static constexpr int kMaxSlotTiles = kMaxSlotTiles_;
@@ -73,8 +73,8 @@ static __global__ void PackForwardKernel(LstmProblem p, int chunks, Words* packe
   StoreFragment(reinterpret_cast<unsigned char*>(packed) + at, fragment);
 }
 
-// A lane's h, of unit `group` % 4 of one tile, together with its three neighbours': the 4 units that
-// stand side by side in the slot's row.
+// A lane's h, of unit `group` % 4 of one tile, together with its three neighbours': the 4 units
+// that stand side by side in the slot's row.
 template <typename Stored>
 struct UnitWords {
   static constexpr int kWords = kTileUnits / Operand<Stored>::kPerWord;
@@ -139,8 +139,8 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
         for (int i = 0; i < 4; ++i) weights[m][c][step][i] = words.word[i];
       }
     }
-    Words* const to = reinterpret_cast<Words*>(
-        stored + (warp * kTiles + m) * stored_chunks * kFragmentBytes);
+    Words* const to =
+        reinterpret_cast<Words*>(stored + (warp * kTiles + m) * stored_chunks * kFragmentBytes);
     for (int i = lane; i < stored_chunks * 2 * kLanes; i += kLanes) {
       to[i] = from[kChunks * 2 * kLanes + i];
     }
@@ -162,8 +162,8 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     SyncBlock();
   }
 
-  // What a lane holds of each slot and unit it updates. The inputs of the next step are read as soon
-  // as those of this one are used: there is a whole step for them to come.
+  // What a lane holds of each slot and unit it updates. The inputs of the next step are read as
+  // soon as those of this one are used: there is a whole step for them to come.
   float cell[kSlotTiles][kTiles], xw[kSlotTiles][kTiles][4], next_h[kTiles];
   int32_t x_row[kSlotTiles];
   SlotWalk<ForwardLanes, kSlotTiles, false> walk(schedule, static_cast<int>(p.batch), cluster,
@@ -177,7 +177,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     for (int v = 0; v < 4; ++v) xw[j][m][v] = exists ? from[v * U] : 0.0f;
     if (walk[j].fresh) {
       cell[j][m] = exists && p.c0 != nullptr
-                       ? Widen(static_cast<const Stored*>(p.c0)[walk[j].row * U + unit])
+                       ? Widen(static_cast<const Stored*>(p.c0)[int64_t{walk[j].row} * U + unit])
                        : 0.0f;
     }
   };
@@ -190,8 +190,8 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   const auto ReadState = [&](int j, int m) {
     const int64_t unit = first_unit + m * kTileUnits;
     next_h[m] = walk[j].fresh && unit < U && p.h0 != nullptr
-                       ? Widen(static_cast<const Stored*>(p.h0)[walk[j].row * U + unit])
-                       : 0.0f;
+                    ? Widen(static_cast<const Stored*>(p.h0)[int64_t{walk[j].row} * U + unit])
+                    : 0.0f;
   };
   // h of this lane's unit of tile m and slot of tile j, for step `step`, to every block.
   const auto Send = [&](int j, int m, float value, unsigned step) {
@@ -319,7 +319,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
                 p.return_sequences ? OutputRow(p, slot.row, x_row[j]) : int64_t{slot.row};
             static_cast<Stored*>(call.outputs)[to * U + unit] = Narrow<Stored>(new_h);
           }
-          const int64_t state = slot.row * U + unit;
+          const int64_t state = int64_t{slot.row} * U + unit;
           if (last && call.h != nullptr) {
             static_cast<Stored*>(call.h)[state] = Narrow<Stored>(new_h);
           }

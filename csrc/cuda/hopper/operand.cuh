@@ -1,10 +1,10 @@
 // What the tensor cores multiply, and how its fragments lie in registers and shared memory.
 //
-// A chunk is what 16 bytes of each of a row's four lanes hold: 32 values of 16 bits, 16 of tf32, two
-// multiplications deep. The order of values within the depth of a multiplication is free as long as
-// both operands have the same: lane `member` holds the chunk's 16 bytes number `member`. So a row
-// of h or dG lies in shared memory as it is, and a lane reads it with one 16-byte load for each
-// chunk; rows begin 64 bytes apart (mod 128), which keeps those loads free of bank conflicts.
+// A chunk is what 16 bytes of each of a row's four lanes hold: 32 values of 16 bits, 16 of tf32,
+// two multiplications deep. The order of values within the depth of a multiplication is free as
+// long as both operands have the same: lane `member` holds the chunk's 16 bytes number `member`. So
+// a row of h or dG lies in shared memory as it is, and a lane reads it with one 16-byte load for
+// each chunk; rows begin 64 bytes apart (mod 128), which keeps those loads free of bank conflicts.
 #pragma once
 
 #include "cuda/hopper/ptx.cuh"
@@ -15,8 +15,8 @@ namespace cuda {
 namespace hopper {
 
 constexpr int kLanes = 32;
-constexpr int kColumns = 8;        // of a multiplication: slots
-constexpr int kChunkBytes = 64;    // of one row
+constexpr int kColumns = 8;                         // of a multiplication: slots
+constexpr int kChunkBytes = 64;                     // of one row
 constexpr int kFragmentBytes = 2 * 4 * 4 * kLanes;  // a tile of 16 rows, one chunk
 
 template <typename Stored>

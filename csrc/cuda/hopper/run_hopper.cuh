@@ -1,5 +1,5 @@
-// A whole call with the Hopper kernels as a sequence of launches; run.cuh's for the others. The same
-// for CUDA's launches and the executor's, which beside run.cuh's have
+// A whole call with the Hopper kernels as a sequence of launches; run.cuh's for the others. The
+// same for CUDA's launches and the executor's, which beside run.cuh's have
 //   launch.ResidentClusters(kernel, cluster, threads, shared_bytes): how many run at once
 //   launch.Clusters(kernel, clusters, cluster, threads, shared_bytes, arguments...)
 #pragma once
@@ -166,8 +166,8 @@ bool LaunchBackward(const LstmBackward& call, const DeviceSchedule& schedule, in
   WithSlotTiles<Variant>(slots.tiles, [&](auto constant) {
     launch.Clusters(ClusterBackwardKernel<Stored, Variant, decltype(constant)::value>,
                     slots.clusters, cluster, threads,
-                    BackwardSharedBytes<Stored, Variant>(shape, slots.tiles), call, schedule,
-                    shape, memory);
+                    BackwardSharedBytes<Stored, Variant>(shape, slots.tiles), call, schedule, shape,
+                    memory);
   });
   return true;
 }
@@ -232,6 +232,60 @@ bool RunBackwardVariant(const LstmBackward& call, const DeviceLimits& limits, in
            static_cast<Stored*>(call.d_recurrent_kernel));
   }
   return true;
+}
+
+// f(the plan's variant for forward, for backward), as values of their types.
+template <typename Stored, typename F>
+auto WithVariants(Variant variant, F f) {
+  typedef BackwardVariants<Stored> Backward;
+  switch (variant) {
+    case Variant::kTiny:
+      return f(TinyForward(), typename Backward::Tiny());
+    case Variant::kSmall:
+      return f(SmallForward(), typename Backward::Small());
+    case Variant::kLarge:
+      if constexpr (kOperandBytes<Stored> == 2) {
+        return f(LargeForward(), typename Backward::Large());
+      }
+      [[fallthrough]];
+    default:
+      return f(MediumForward(), typename Backward::Medium());
+  }
+}
+
+// As those of run.cuh; plan.variant may not be kNone. False: nothing fits this device.
+template <typename Stored, typename Launcher>
+bool RunHopperForward(const LstmForward& call, const DeviceLimits& limits, const Plan& plan,
+                      int64_t shared_limit, Launcher& launch) {
+  return WithVariants<Stored>(plan.variant, [&](auto forward, auto) {
+    return RunForwardVariant<Stored, decltype(forward)>(call, limits, plan.cluster, shared_limit,
+                                                        launch);
+  });
+}
+template <typename Stored, typename Launcher>
+bool RunHopperBackward(const LstmBackward& call, const DeviceLimits& limits, const Plan& plan,
+                       int64_t shared_limit, Launcher& launch) {
+  return WithVariants<Stored>(plan.variant, [&](auto, auto backward) {
+    return RunBackwardVariant<Stored, decltype(backward)>(call, limits, plan.cluster, shared_limit,
+                                                          launch);
+  });
+}
+template <typename Stored>
+int64_t HopperForwardBytes(const LstmForward& call, const DeviceLimits& limits, const Plan& plan) {
+  return WithVariants<Stored>(plan.variant, [&](auto forward, auto) {
+    DeviceArena arena(nullptr);
+    HopperForwardLayout<Stored>(forward, plan.cluster, call, limits, &arena);
+    return arena.bytes();
+  });
+}
+template <typename Stored>
+int64_t HopperBackwardBytes(const LstmBackward& call, const DeviceLimits& limits,
+                            const Plan& plan) {
+  return WithVariants<Stored>(plan.variant, [&](auto, auto backward) {
+    DeviceArena arena(nullptr);
+    HopperBackwardLayout<Stored>(backward, plan.cluster, call, limits, &arena);
+    return arena.bytes();
+  });
 }
 
 }  // namespace hopper

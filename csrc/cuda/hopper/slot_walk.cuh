@@ -11,10 +11,10 @@ namespace hopper {
 
 // One slot in one step.
 struct Slot {
-  int32_t row;   // of the batch; undefined when empty
-  int32_t left;  // steps to go, this one included; 0: empty
-  int32_t n;     // compact row of this step; there are fewer than 2^31
-  bool fresh;    // begins with this step
+  uint32_t row : 31;   // of the batch; undefined when empty
+  uint32_t fresh : 1;  // begins with this step
+  int32_t left;        // steps to go, this one included; 0: empty
+  int32_t n;           // compact row of this step; there are fewer than 2^31
 };
 
 // Where a lane's slots are: lane `lane` follows slots ColumnOf(lane), + 8, ...
@@ -34,12 +34,11 @@ struct BackwardLanes {
 template <typename Lanes, int kTiles, bool kLastFirst>
 class SlotWalk {
  public:
-  MASKED_LSTM_DEVICE SlotWalk(const DeviceSchedule& schedule, int batch, int cluster,
-                              int clusters)
+  MASKED_LSTM_DEVICE SlotWalk(const DeviceSchedule& schedule, int batch, int cluster, int clusters)
       : schedule_(schedule), batch_(batch), cluster_(cluster), clusters_(clusters) {
     Fetch();
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j) slots_[j] = {0, 0, 0, false};
+    for (int j = 0; j < kTiles; ++j) slots_[j] = {0, 0, 0, 0};
     Refill();
   }
 
@@ -56,7 +55,7 @@ class SlotWalk {
   MASKED_LSTM_DEVICE void Advance() {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      slots_[j].fresh = false;
+      slots_[j].fresh = 0;
       slots_[j].n += kLastFirst ? -1 : 1;
       if (slots_[j].left > 0) --slots_[j].left;
     }
@@ -68,11 +67,12 @@ class SlotWalk {
   MASKED_LSTM_DEVICE void Fetch() {
     fetched_ = taken_;
     const int index = cluster_ + (taken_ + ThreadIndex() % kLanes) * clusters_;
-    next_ = {0, 0, 0, true};
+    next_ = {0, 1, 0, 0};
     if (index < batch_) {
       next_.row = schedule_.order[index];
       next_.left = schedule_.counts[next_.row];
-      next_.n = static_cast<int32_t>(schedule_.first[next_.row]) + (kLastFirst ? next_.left - 1 : 0);
+      next_.n =
+          static_cast<int32_t>(schedule_.first[next_.row]) + (kLastFirst ? next_.left - 1 : 0);
     }
   }
 
@@ -86,14 +86,14 @@ class SlotWalk {
       if (taken_ - fetched_ + wanted > kLanes) Fetch();
       const int rank = CountBits(empty & ((1u << Lanes::Speaker(lane)) - 1));
       const int from = taken_ - fetched_ + rank;
-      const int32_t row = static_cast<int32_t>(ShuffleFrom(next_.row, from));
+      const uint32_t row = ShuffleFrom(next_.row, from);
       const int32_t left = static_cast<int32_t>(ShuffleFrom(next_.left, from));
       const int32_t n = static_cast<int32_t>(ShuffleFrom(next_.n, from));
       const bool takes = slots_[j].left == 0;
       // Longest first: a row without steps has only such rows after it.
       exhausted_ = Ballot(takes && left == 0) != 0;
       taken_ += wanted;
-      if (takes && left > 0) slots_[j] = {row, left, n, true};
+      if (takes && left > 0) slots_[j] = {row, 1, left, n};
     }
   }
 
