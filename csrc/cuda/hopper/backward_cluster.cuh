@@ -140,7 +140,8 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   const int tile_parts = shape.cluster * shape.units * kColumns;
   const int message = kSlotTiles * tile_parts * static_cast<int>(sizeof(float));
   unsigned char* const d_rows = reinterpret_cast<unsigned char*>(parts) + 2 * message;
-  unsigned char* const stored = d_rows + 2 * kSlots * shape.row_bytes;  // (warps, stored_tiles, ...)
+  unsigned char* const stored =
+      d_rows + 2 * kSlots * shape.row_bytes;  // (warps, stored_tiles, ...)
   const int warp_tiles = (shape.tiles + shape.warps - 1) / shape.warps;
   const int stored_tiles = warp_tiles > kTiles ? warp_tiles - kTiles : 0;
 
@@ -258,9 +259,9 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     }
     const int local = own_unit + i * unit_stride;
     if (local < shape.units) {
-      StoreGates<Stored>(
-          d_rows + (buffer * kSlots + j * kColumns + column) * shape.row_bytes + local * 4 * kOperandBytes<Stored>,
-          d);
+      StoreGates<Stored>(d_rows + (buffer * kSlots + j * kColumns + column) * shape.row_bytes +
+                             local * 4 * kOperandBytes<Stored>,
+                         d);
     }
   };
   // Two halves of tile `tile`, 8 units of one block each, to the blocks that own them.
