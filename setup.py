@@ -5,8 +5,10 @@ one pinned in pyproject.toml; `pip install --no-build-isolation .` uses the one 
 without any TensorFlow builds masked_lstm.core alone.
 """
 
+import importlib.util
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -45,10 +47,28 @@ def tensorflow_flags():
 TENSORFLOW = tensorflow_flags()
 
 
+def nvcc_of_pypi():
+    """The nvcc of `pip install nvidia-cuda-nvcc nvidia-cuda-cccl`, or None unless all of it is
+    there. In an isolated build that is the build's own environment."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations if spec else ():
+        for nvcc in sorted(pathlib.Path(folder).glob("cu*/bin/nvcc"), reverse=True):
+            root = nvcc.parent.parent
+            needed = ("include/cuda_runtime.h", "include/nv/target", "lib/libcudart_static.a")
+            if all((root / name).exists() for name in needed):
+                return nvcc
+    return None
+
+
 def cuda_options():
-    """CMake's, from the environment: MASKED_LSTM_CUDA, MASKED_LSTM_CUDA_ARCHITECTURES."""
+    """CMake's, from the environment: MASKED_LSTM_CUDA, MASKED_LSTM_CUDA_ARCHITECTURES; and nvcc,
+    where CMake would not find it: a toolkit on PATH or named by CUDACXX comes before PyPI's."""
     names = ("MASKED_LSTM_CUDA", "MASKED_LSTM_CUDA_ARCHITECTURES")
-    return [f"-D{name}={os.environ[name]}" for name in names if name in os.environ]
+    options = [f"-D{name}={os.environ[name]}" for name in names if name in os.environ]
+    if "CUDACXX" in os.environ or shutil.which("nvcc"):
+        return options
+    nvcc = shutil.which("nvcc", path="/usr/local/cuda/bin") or nvcc_of_pypi()
+    return options if nvcc is None else [*options, f"-DCMAKE_CUDA_COMPILER={nvcc}"]
 
 
 class CMakeBuild(build_ext):
@@ -81,6 +101,8 @@ class CMakeBuild(build_ext):
         )  # fmt: skip
         subprocess.check_call(["cmake", "--build", str(build)])
         info = f'"""Written by setup.py."""\n\nTENSORFLOW_VERSION = "{version}"  # "": no op\n'
+        architectures = (build / "cuda_architectures.txt").read_text()
+        info += f'CUDA_ARCHITECTURES = "{architectures}"  # "": no CUDA kernels\n'
         (output / "_build_info.py").write_text(info)
 
 

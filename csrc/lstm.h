@@ -45,6 +45,11 @@ constexpr int kActivations = 6;
 enum class Isa { kAuto = -1, kGeneric = 0, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 constexpr int kIsas = 5;
 
+// The recurrences of csrc/cuda/, as kernel_calls() names them.
+enum class CudaKernel { kGroups = 0 };
+constexpr int kCudaKernels = 1;
+constexpr const char* CudaKernelName(CudaKernel) { return "groups"; }
+
 // Threads lent by the caller for one core call.
 //
 // `run(context, workers, body, argument)` calls body(argument, worker) with worker = 0 on the

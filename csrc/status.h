@@ -7,7 +7,8 @@
 
 namespace masked_lstm {
 
-enum class StatusCode { kOk = 0, kInvalidArgument, kUnsupported };
+// kDeviceError: what CUDA says, perhaps of an earlier asynchronous call.
+enum class StatusCode { kOk = 0, kInvalidArgument, kUnsupported, kOutOfMemory, kDeviceError };
 
 struct [[nodiscard]] Status {
   StatusCode code = StatusCode::kOk;

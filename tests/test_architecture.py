@@ -16,9 +16,12 @@ ALLOWED = {
     "cuda": {"", "cpu", "cuda"},
     "host": {"", "cpu", "host"},
     "python": {"", "cpu", "cuda", "host", "python"},
-    "tensorflow": {"", "host"},
+    "tensorflow": {"", "cpu", "cuda", "host"},
 }
-FRAMEWORKS = {"python": ("pybind11/",), "tensorflow": ("tensorflow/", "absl/")}
+FRAMEWORKS = {
+    "python": ("pybind11/",),
+    "tensorflow": ("tensorflow/", "absl/", "unsupported/Eigen"),
+}
 FOREIGN = ("tensorflow/", "absl/", "unsupported/Eigen", "Eigen/", "Python.h", "pybind11/", "torch/")
 
 
@@ -53,6 +56,7 @@ def test_python_layers_depend_one_way():
         "composite",
         "ops",
         "calls",
+        "gpus",
         "layer",
         "replace",
     ]

@@ -16,55 +16,93 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 
 
-def compile_all(folder, sources, flags):
-    """Objects of the sources, each compiled with its own flags added."""
-    objects = []
-    for index, (source, more) in enumerate(sources):
-        objects.append(folder / f"{index}.o")
-        command = [
-            "c++",
-            "-std=c++17",
-            f"-I{ROOT}/csrc",
-            f"-I{ROOT}/tests/cuda_host",
-            *flags,
-            *more,
-        ]
-        subprocess.run([*command, "-c", ROOT / source, "-o", objects[-1]], check=True)
-    return objects
+HOST = ROOT / "tests" / "cuda_host"
+INCLUDES = [f"-I{ROOT}/csrc", f"-I{HOST}"]
+DEVICE_FLAGS = ["-O1", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fPIC"]
 
 
-def test_on_the_host_executor(tmp_path):
-    """Parity with the CPU core, whatever the order of the threads, under AddressSanitizer."""
-    generic = [
-        *("-DMASKED_LSTM_ISA_NAMESPACE=generic", "-DMASKED_LSTM_VECTOR_BYTES=16", "-O2"),
-        *("-ffp-contract=off", "-Wno-psabi"),
+def compile_one(source, target, *flags):
+    subprocess.run(["c++", "-std=c++17", *INCLUDES, *flags, "-c", source, "-o", target], check=True)
+    return target
+
+
+def compile_launch(target, *flags):
+    """launch.cu with the tests' runtime in CUDA's place: its launches run on the executor."""
+    architectures = '-DMASKED_LSTM_CUDA_ARCHITECTURES="80,90a"'
+    return compile_one(CUDA / "launch.cu", target, *DEVICE_FLAGS, architectures, *flags, "-xc++")
+
+
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory):
+    """The executor's object; it is not itself checked by AddressSanitizer."""
+    return compile_one(
+        HOST / "cuda_host.cc", tmp_path_factory.mktemp("executor") / "cuda_host.o", *DEVICE_FLAGS
+    )
+
+
+def test_on_the_host_executor(executor, tmp_path):
+    """Parity with the CPU core whatever the order of the threads, every fault of the runtime, under
+    AddressSanitizer; and no kernel is left out."""
+    generic = ["-DMASKED_LSTM_ISA_NAMESPACE=generic", "-DMASKED_LSTM_VECTOR_BYTES=16", "-O2"]
+    generic += ["-ffp-contract=off", "-Wno-psabi"]
+    objects = [
+        compile_one(ROOT / "csrc" / f"{name}.cc", tmp_path / f"{name.replace('/', '_')}.o", "-O1")
+        for name in ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
     ]
-    core = [
-        (f"csrc/{name}.cc", ["-O1"]) for name in ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
-    ]
-    checked = ["-O1", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    sources = [
-        *core,
-        ("csrc/cpu/kernels.cc", generic),
-        ("tests/cuda_host/cuda_host.cc", checked),
-        ("tests/cuda_host/check_cuda.cc", [*checked, "-fsanitize=address"]),
-    ]
-    objects = compile_all(tmp_path, sources, [])
+    objects.append(compile_one(ROOT / "csrc/cpu/kernels.cc", tmp_path / "kernels.o", *generic))
+    sanitize = "-fsanitize=address"
+    objects.append(compile_launch(tmp_path / "launch.o", sanitize))
+    objects.append(
+        compile_one(HOST / "check_cuda.cc", tmp_path / "check.o", *DEVICE_FLAGS, sanitize)
+    )
     program = tmp_path / "check_cuda"
-    subprocess.run(["c++", "-fsanitize=address", *objects, "-o", program], check=True)
+    # Not position-independent: the addresses it prints are those nm tells.
+    link = ["c++", "-no-pie", sanitize, *objects, executor, "-o", program]
+    subprocess.run(link, check=True)
     run = subprocess.run([program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     assert "0 failures" in run.stdout
+    launched = {int(address, 16) for address in re.findall(r"launched 0x(\w+)", run.stdout)}
+    symbols = subprocess.run(["nm", "-C", program], capture_output=True, text=True, check=True)
+    compiled = {
+        name: int(address, 16)
+        for address, name in re.findall(
+            r"^(\w+) t (?:void )?masked_lstm::cuda::(\w+Kernel(?:<[^(]*>)?)\([^)]*\)$",
+            symbols.stdout,
+            re.M,
+        )
+    }
+    assert len(compiled) > 40
+    assert not {name for name, address in compiled.items() if address not in launched}
+    assert {name.split("<")[0] for name in compiled} == kernels_in(CUDA.glob("*.cuh"))
 
 
-def test_every_kernel_is_part_of_a_call():
-    """What run.cuh launches is what the executor runs; a kernel beside it would have no test."""
-    kernels = set()
-    for path in CUDA.glob("*.cuh"):
-        declaration = r"__global__ void(?:\s+__launch_bounds__\([\w, ]+\))?\s+(\w+Kernel)\("
-        kernels |= set(re.findall(declaration, path.read_text()))
-    launched = set(re.findall(r"launch\((\w+Kernel)", (CUDA / "run.cuh").read_text()))
-    assert kernels and kernels == launched
+def kernels_in(paths):
+    declaration = r"__global__ void(?:\s+__launch_bounds__\([\w, ]+\))?\s+(\w+)\("
+    return {name for path in paths for name in re.findall(declaration, path.read_text())}
+
+
+def test_every_kernel_has_a_case():
+    """Those of csrc/cuda: see above. Those of a folder in it: named by a check of its own."""
+    checks = "".join(path.read_text() for path in HOST.glob("*.cc"))
+    elsewhere = kernels_in(path for path in CUDA.rglob("*.cu*") if path.parent != CUDA)
+    assert not {name for name in elsewhere if name not in checks}
+
+
+def test_the_executor_finds_what_it_is_for(executor, tmp_path):
+    """A missing barrier, shared memory that nobody wrote, barriers that not all threads reach."""
+    source = compile_one(HOST / "check_executor.cc", tmp_path / "check.o", *DEVICE_FLAGS)
+    program = tmp_path / "check_executor"
+    subprocess.run(["c++", source, executor, "-o", program], check=True)
+
+    def run(case):
+        return subprocess.run([program, case], capture_output=True, text=True)
+
+    assert run("right").stdout == "same\n"
+    assert run("missing-barrier").stdout == "different\n"
+    assert run("unwritten").stdout == "nan\n"
+    for case, words in (("not-all", "threads never reach"), ("deadlock", "wait for each other")):
+        assert run(case).returncode < 0 and words in run(case).stderr
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
@@ -88,13 +126,15 @@ def test_nvcc_spills_nothing(architecture, tmp_path):
     assert not spilling
 
 
-def device_capsule(array):
+def device_capsule(array, device=0):
     """A DLPack capsule that says its (host) memory is CUDA's: the binding must not look at it."""
     capsule = array.__dlpack__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # DLTensor: the data pointer, then the device's type.
-    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = 2
+    tensor = pointer(capsule, b"dltensor")
+    ctypes.c_int32.from_address(tensor + 8).value = 2
+    ctypes.c_int32.from_address(tensor + 12).value = device
     return capsule
 
 
@@ -107,7 +147,15 @@ def device_capsule(array):
         ("kernel: expected shape (input_dim, 4*units) = (4, 8), got (3, 8)", {1: (3, 8)}),
         ("kernel: expected the dtype of inputs, got another", {1: np.float64}),
         ("bias: expected a C-contiguous array, got a strided one", {3: "strided"}),
+        (
+            "bias: expected memory aligned to its values, got a misaligned address",
+            {3: "misaligned"},
+        ),
+        ("bias: expected the device of inputs, got another", {3: "elsewhere"}),
         ("mask: expected dtype uint8, got another", {6: (2, 3)}),
+        ("mask: expected a CUDA array, got one of another device", {6: None}),
+        ("inputs: expected shape (values, input_dim) with row_splits", {10: "splits"}),
+        ("row_splits: expected dtype int64, got another", {10: (3,)}),
         ("CUDA", {}),
     ],
 )
@@ -116,24 +164,31 @@ def test_one_clear_sentence(sentence, change):
     GPU it is CUDA's own sentence that comes then."""
     if not change and shutil.which("nvidia-smi"):
         pytest.skip("there is a GPU: nothing is wrong")
-    shapes = [(2, 3, 4), (4, 8), (2, 8), (8,), None, None, None, None]
+    shapes = [(2, 3, 4), (4, 8), (2, 8), (8,), *[None] * 7]
     capsules = []
     for index, shape in enumerate(shapes):
         wrong = change.get(index, shape)
         if wrong == "strided":
             array = np.zeros((16,), np.float32)[::2]
+        elif wrong == "misaligned":
+            array = np.zeros(36, np.uint8)[2:34].view(np.float32)
+        elif wrong == "splits":
+            array = np.zeros(3, np.int64)
         elif wrong is np.float64:
             array = np.zeros(shape, wrong)
-        elif wrong is None and shape is None:
+        elif wrong is None and shape is None and index not in change:
             capsules.append(None)
             continue
         else:
-            array = np.zeros(shape if wrong is None else wrong, np.float32)
+            given = wrong if isinstance(wrong, tuple) else shape or (2, 3)
+            array = np.zeros(given, np.float32)
         host = index in change and wrong is None
-        capsules.append(array.__dlpack__() if host else device_capsule(array))
+        capsules.append(
+            array.__dlpack__() if host else device_capsule(array, int(wrong == "elsewhere"))
+        )
     options = (False, False, True, "tanh", "sigmoid")
     with pytest.raises((ValueError, RuntimeError)) as error:
-        cuda._cuda.forward_workspace(tuple(capsules), options, False)
+        cuda._cuda.Call(tuple(capsules), options).forward_workspace(False)
     assert sentence in str(error.value)
 
 

@@ -1,5 +1,6 @@
 """Which path masked_lstm.LSTM takes, that it says so, and how it refuses bad arguments."""
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pairs import (
     random,
 )
 
-from masked_lstm import LSTM
+from masked_lstm import LSTM, gpus
 from masked_lstm.layer import _gpu_in_use
 
 
@@ -88,8 +89,43 @@ def test_with_a_gpu_in_use_auto_leaves_the_work_to_keras(monkeypatch):
     before = forward_calls()
     ours(random(1, 2, INPUT_DIM))
     assert forward_calls() == before
-    assert_reason(ours, "a GPU is in use .* CPU only")
+    assert_reason(ours, "a GPU is in use")
     assert pair(backend="fused")[1].fused_reason is None
+
+
+def test_auto_takes_a_gpu_with_a_passing_record_only(monkeypatch):
+    capabilities = ["8.9"]
+    monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
+    monkeypatch.setattr("masked_lstm.layer._capabilities", lambda: capabilities)
+    monkeypatch.setattr("masked_lstm.gpus.built_for", lambda: ["80", "90a"])
+    monkeypatch.delenv("MASKED_LSTM_GPU", raising=False)
+    auto, fused = LSTM(UNITS), LSTM(UNITS, backend="fused")
+    assert_reason(auto, "compute capability 8.9, .* no passing record .* MASKED_LSTM_GPU=1")
+    monkeypatch.setenv("MASKED_LSTM_GPU", "1")
+    assert auto.fused_reason is None
+    monkeypatch.delenv("MASKED_LSTM_GPU")
+    monkeypatch.setitem(gpus.QUALIFIED, "8.9", "a log")
+    assert auto.fused_reason is None
+    capabilities.append("7.5")  # a second GPU
+    assert_reason(auto, "built for compute capabilities 80, 90a, and a GPU in use has 7.5")
+    with pytest.raises(ValueError, match="GPU in use has 7.5"):
+        fused(random(1, 2, INPUT_DIM))
+    monkeypatch.setattr("masked_lstm.gpus.built_for", lambda: [])
+    assert_reason(auto, "built without CUDA kernels")
+    assert LSTM(UNITS, backend="fused").fused_reason is None  # on the CPU
+
+
+def test_which_gpus_kernels_run_on():
+    built = ["75", "80", "90a"]
+    runs = {"7.0": False, "7.5": True, "8.6": True, "9.0": True, "10.0": True, "12.0": True}
+    assert {capability: gpus.runs_on(capability, built) for capability in runs} == runs
+    assert not gpus.runs_on("8.6", ["90a"]) and gpus.runs_on("8.6", ["native"])
+
+
+def test_a_qualified_gpu_has_its_record():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    for capability, log in gpus.QUALIFIED.items():
+        assert f"qualification: compute capability {capability}: passed" in (root / log).read_text()
 
 
 def test_a_gpu_is_in_use_unless_the_cpu_is_asked_for(monkeypatch):

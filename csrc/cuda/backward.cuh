@@ -13,11 +13,12 @@ struct BackwardBuffers {
   T* d_gates;           // (N,4U) of the scratch; may be gates
   T* h_before;          // (N,U); may be cells
   const T* transposed;  // (4U,U) recurrent_kernel^T
+  T* dh;                // (groups, kGroupSlots, U), each value its own thread's
+  T* dc;                // likewise
 };
 
 template <typename T>
-constexpr size_t kBackwardShared =
-    kProductShared<T, kGroupUnits> + 2 * kGroupSlots * kGroupUnits * sizeof(T) + sizeof(Slots);
+constexpr size_t kBackwardShared = kProductShared<T, kGroupUnits> + sizeof(Slots);
 
 // transposed[k][u] = recurrent_kernel[u][k], one thread for each.
 template <typename Stored, typename T = Compute<Stored>>
@@ -47,22 +48,20 @@ MASKED_LSTM_DEVICE T OutputGradient(const LstmBackward& call, int64_t row, int64
   return sum;
 }
 
-// Grid: groups * blocks blocks of kGroupThreads, cooperative.
-template <typename Stored, typename T = Compute<Stored>>
+// Grid: groups * blocks blocks of kGroupThreads, cooperative. kFactors: with recurrent_factors.
+template <typename Stored, bool kFactors, typename T = Compute<Stored>>
 static __global__ void __launch_bounds__(kGroupThreads, 1)
     BackwardKernel(LstmBackward call, DeviceSchedule schedule, Groups groups,
                    BackwardBuffers<T> buffers) {
   const LstmProblem& p = call.problem;
   const int64_t U = p.units;
   const int group = BlockIndex() / groups.blocks, member = BlockIndex() % groups.blocks;
-  const int64_t first_unit = int64_t{member} * kGroupUnits;
+  const Stored* factors = static_cast<const Stored*>(p.recurrent_factors);
   Slots& slots = *SharedMemory<Slots>();
-  T* const dh = reinterpret_cast<T*>(&slots + 1);  // (kGroupSlots, kGroupUnits)
-  T* const dc = dh + kGroupSlots * kGroupUnits;    // likewise
-  T* const shared = dc + kGroupSlots * kGroupUnits;
+  T* const shared = reinterpret_cast<T*>(&slots + 1);
+  T* const dh = buffers.dh + int64_t{group} * kGroupSlots * U;
+  T* const dc = buffers.dc + int64_t{group} * kGroupSlots * U;
   const int own = ThreadIndex(), s = own / kGroupUnits;
-  const int64_t unit = first_unit + own % kGroupUnits;
-  const bool owns = own < kGroupSlots * kGroupUnits && unit < U;
 
   if (own == 0) {
     ClearSlots(&slots);
@@ -71,14 +70,20 @@ static __global__ void __launch_bounds__(kGroupThreads, 1)
   for (unsigned round = 1;; ++round) {
     BlockBarrier();
     if (slots.active == 0) return;
-    if (owns && slots.row[s] >= 0) {
+    for (int tile = member; tile < groups.tiles; tile += groups.blocks) {
+      const int64_t unit = int64_t{tile} * kGroupUnits + own % kGroupUnits;
+      if (s >= kGroupSlots || unit >= U || slots.row[s] < 0) continue;
       const int64_t n = slots.n[s], row = slots.row[s], at = row * U + unit;
       const bool is_last = slots.fresh[s], is_first = slots.left[s] == 1;
+      T dh_after, dc_after;
       if (is_last) {
         const Stored* d_h = static_cast<const Stored*>(call.d_h);
         const Stored* d_c = static_cast<const Stored*>(call.d_c);
-        dh[own] = d_h == nullptr ? T(0) : Widen(d_h[at]);
-        dc[own] = d_c == nullptr ? T(0) : Widen(d_c[at]);
+        dh_after = d_h == nullptr ? T(0) : Widen(d_h[at]);
+        dc_after = d_c == nullptr ? T(0) : Widen(d_c[at]);
+      } else {
+        dh_after = dh[s * U + unit];
+        dc_after = dc[s * U + unit];
       }
       const T* const gates = buffers.gates + n * 4 * U + unit;
       const Activation gate = p.recurrent_activation, inner = p.activation;
@@ -91,10 +96,10 @@ static __global__ void __launch_bounds__(kGroupThreads, 1)
       if (!is_first) c_before = buffers.cells[(n - 1) * U + unit];
       const T c = buffers.cells[n * U + unit], y = Activate(inner, c);
       const T arriving =
-          dh[own] + OutputGradient<Stored>(call, row, schedule.x_rows[n],
-                                           is_last ? -1 : schedule.x_rows[n + 1], is_last, unit);
-      const T to_c = MulAdd(arriving * o, Derivative(inner, Saved(inner, c, y)), dc[own]);
-      dc[own] = to_c * f;
+          dh_after + OutputGradient<Stored>(call, row, schedule.x_rows[n],
+                                            is_last ? -1 : schedule.x_rows[n + 1], is_last, unit);
+      const T to_c = MulAdd(arriving * o, Derivative(inner, Saved(inner, c, y)), dc_after);
+      dc[s * U + unit] = to_c * f;
       T* const d_gates = buffers.d_gates + n * 4 * U + unit;
       d_gates[0] = to_c * g * Derivative(gate, saved[0]);
       d_gates[U] = to_c * c_before * Derivative(gate, saved[1]);
@@ -106,18 +111,41 @@ static __global__ void __launch_bounds__(kGroupThreads, 1)
       if (is_first) buffers.h_before[n * U + unit] = h0 == nullptr ? T(0) : Widen(h0[at]);
     }
     GroupBarrier(groups.counters + group, groups.blocks, round);
-    const T* sums = SlotProduct<T, kGroupUnits>(
-        shared, slots, 4 * U,
-        [&](int slot, int64_t k) { return buffers.d_gates[slots.n[slot] * 4 * U + k]; },
-        [&](int64_t k, int column) {
-          return first_unit + column < U ? buffers.transposed[k * U + first_unit + column] : T(0);
-        });
-    if (owns && slots.row[s] >= 0) {
-      dh[own] = sums[s * kGroupUnits + own % kGroupUnits];
-      if (slots.left[s] == 1) {
-        const int64_t at = slots.row[s] * U + unit;
-        if (call.dh0 != nullptr) static_cast<Stored*>(call.dh0)[at] = Narrow<Stored>(dh[own]);
-        if (call.dc0 != nullptr) static_cast<Stored*>(call.dc0)[at] = Narrow<Stored>(dc[own]);
+    for (int tile = member; tile < groups.tiles; tile += groups.blocks) {
+      const int64_t first_unit = int64_t{tile} * kGroupUnits;
+      const int64_t unit = first_unit + own % kGroupUnits;
+      const bool owns = s < kGroupSlots && unit < U && slots.row[s] >= 0;
+      // With factors each gate's share is scaled by itself.
+      const int64_t depth = kFactors ? U : 4 * U;
+      T dh_before = T(0);
+      for (int gate = 0; gate < (kFactors ? 4 : 1); ++gate) {
+        const int64_t first_k = gate * U;
+        const T* sums = SlotProduct<T, kGroupUnits, 1>(
+            shared, slots, depth,
+            [&](int, int slot, int64_t k) {
+              return buffers.d_gates[slots.n[slot] * 4 * U + first_k + k];
+            },
+            [&](int64_t k, int column) {
+              return first_unit + column < U
+                         ? buffers.transposed[(first_k + k) * U + first_unit + column]
+                         : T(0);
+            });
+        if (!owns) continue;
+        const T sum = sums[s * kGroupUnits + own % kGroupUnits];
+        if (kFactors) {
+          const T factor = Widen(factors[(gate * p.batch + slots.row[s]) * U + unit]);
+          dh_before = MulAdd(sum, factor, dh_before);
+        } else {
+          dh_before = sum;
+        }
+      }
+      if (!owns) continue;
+      dh[s * U + unit] = dh_before;
+      if (slots.left[s] > 1) continue;
+      const int64_t at = slots.row[s] * U + unit;
+      if (call.dh0 != nullptr) static_cast<Stored*>(call.dh0)[at] = Narrow<Stored>(dh_before);
+      if (call.dc0 != nullptr) {
+        static_cast<Stored*>(call.dc0)[at] = Narrow<Stored>(dc[s * U + unit]);
       }
     }
     BlockBarrier();

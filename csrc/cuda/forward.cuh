@@ -11,32 +11,30 @@ struct ForwardBuffers {
   T* projection;  // (N,4U) x.W + bias; the reserve's gates, where they are saved
   T* cells;       // (N,U) of the reserve, or null
   T* h;           // (groups, 2, kGroupSlots, U)
+  T* c;           // (groups, kGroupSlots, U), each value its own thread's
   bool save;      // activated gates go where the projection stood
 };
 
 template <typename T>
-constexpr size_t kForwardShared =
-    kProductShared<T, 4 * kGroupUnits> + kGroupSlots * kGroupUnits * sizeof(T) + sizeof(Slots);
+constexpr size_t kForwardShared = kProductShared<T, 4 * kGroupUnits> + sizeof(Slots);
 
-// Grid: groups * blocks blocks of kGroupThreads, cooperative.
-template <typename Stored, typename T = Compute<Stored>>
+// Grid: groups * blocks blocks of kGroupThreads, cooperative. kFactors: with recurrent_factors.
+template <typename Stored, bool kFactors, typename T = Compute<Stored>>
 static __global__ void __launch_bounds__(kGroupThreads, 1)
     ForwardKernel(LstmForward call, DeviceSchedule schedule, Groups groups,
                   ForwardBuffers<T> buffers) {
   const LstmProblem& p = call.problem;
   const int64_t U = p.units;
   const int group = BlockIndex() / groups.blocks, member = BlockIndex() % groups.blocks;
-  const int64_t first_unit = int64_t{member} * kGroupUnits;
   const Stored* recurrent_kernel = static_cast<const Stored*>(p.recurrent_kernel);
+  const Stored* factors = static_cast<const Stored*>(p.recurrent_factors);
   Slots& slots = *SharedMemory<Slots>();
-  T* const cell = reinterpret_cast<T*>(&slots + 1);  // (kGroupSlots, kGroupUnits)
-  T* const shared = cell + kGroupSlots * kGroupUnits;
+  T* const shared = reinterpret_cast<T*>(&slots + 1);
   T* h = buffers.h + int64_t{group} * 2 * kGroupSlots * U;
   T* h_next = h + kGroupSlots * U;
-  // This thread's own slot and unit; the upper threads only multiply.
+  T* const cells = buffers.c + int64_t{group} * kGroupSlots * U;
+  // This thread's own slot, and unit of each tile; the upper threads only multiply.
   const int own = ThreadIndex(), s = own / kGroupUnits;
-  const int64_t unit = first_unit + own % kGroupUnits;
-  const bool owns = own < kGroupSlots * kGroupUnits && unit < U;
 
   if (own == 0) {
     ClearSlots(&slots);
@@ -45,20 +43,30 @@ static __global__ void __launch_bounds__(kGroupThreads, 1)
   for (unsigned round = 1;; ++round) {
     BlockBarrier();
     if (slots.active == 0) return;
-    if (owns && slots.row[s] >= 0 && slots.fresh[s]) {
+    for (int tile = member; tile < groups.tiles; tile += groups.blocks) {
+      const int64_t unit = int64_t{tile} * kGroupUnits + own % kGroupUnits;
+      if (s >= kGroupSlots || unit >= U || slots.row[s] < 0 || !slots.fresh[s]) continue;
       const int64_t at = slots.row[s] * U + unit;
       h[s * U + unit] = p.h0 == nullptr ? T(0) : Widen(static_cast<const Stored*>(p.h0)[at]);
-      cell[own] = p.c0 == nullptr ? T(0) : Widen(static_cast<const Stored*>(p.c0)[at]);
+      cells[s * U + unit] = p.c0 == nullptr ? T(0) : Widen(static_cast<const Stored*>(p.c0)[at]);
     }
     GroupBarrier(groups.counters + group, groups.blocks, round);
-    const T* sums = SlotProduct<T, 4 * kGroupUnits>(
-        shared, slots, U, [&](int slot, int64_t k) { return h[slot * U + k]; },
-        [&](int64_t k, int column) {
-          const int64_t u = first_unit + column % kGroupUnits;
-          if (u >= U) return T(0);
-          return Widen(recurrent_kernel[(k * 4 + column / kGroupUnits) * U + u]);
-        });
-    if (owns && slots.row[s] >= 0) {
+    for (int tile = member; tile < groups.tiles; tile += groups.blocks) {
+      const int64_t first_unit = int64_t{tile} * kGroupUnits;
+      const T* sums = SlotProduct<T, 4 * kGroupUnits, kFactors ? 4 : 1>(
+          shared, slots, U,
+          [&](int gate, int slot, int64_t k) {
+            const T value = h[slot * U + k];
+            if (!kFactors) return value;
+            return value * Widen(factors[(gate * p.batch + slots.row[slot]) * U + k]);
+          },
+          [&](int64_t k, int column) {
+            const int64_t u = first_unit + column % kGroupUnits;
+            if (u >= U) return T(0);
+            return Widen(recurrent_kernel[(k * 4 + column / kGroupUnits) * U + u]);
+          });
+      const int64_t unit = first_unit + own % kGroupUnits;
+      if (s >= kGroupSlots || unit >= U || slots.row[s] < 0) continue;
       const int64_t n = slots.n[s], row = slots.row[s];
       T* const gates = buffers.projection + n * 4 * U + unit;
       const T* const sum = sums + s * 4 * kGroupUnits + own % kGroupUnits;
@@ -70,9 +78,9 @@ static __global__ void __launch_bounds__(kGroupThreads, 1)
         y[v] = Activate(activation, x);
         if (buffers.save) gates[v * U] = Saved(activation, x, y[v]);
       }
-      const T c = MulAdd(y[1], cell[own], y[0] * y[2]);
+      const T c = MulAdd(y[1], cells[s * U + unit], y[0] * y[2]);
       const T new_h = y[3] * Activate(p.activation, c);
-      cell[own] = c;
+      cells[s * U + unit] = c;
       h_next[s * U + unit] = new_h;
       if (buffers.save) buffers.cells[n * U + unit] = c;
       const bool last = slots.left[s] == 1;
@@ -106,8 +114,8 @@ static __global__ void __launch_bounds__(kGroupThreads, 1)
 template <typename Stored>
 static __global__ void FillKernel(LstmForward call, DeviceSchedule schedule) {
   const LstmProblem& p = call.problem;
-  const int64_t U = p.units, row = BlockIndexY();
-  const int64_t unit = int64_t{BlockIndex()} * BlockSize() + ThreadIndex();
+  const int64_t U = p.units, row = BlockIndex();
+  const int64_t unit = int64_t{BlockIndexY()} * BlockSize() + ThreadIndex();
   if (unit >= U) return;
   const int64_t count = schedule.counts[row], first = schedule.first[row];
   Stored* const outputs = static_cast<Stored*>(call.outputs);

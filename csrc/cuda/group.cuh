@@ -1,6 +1,7 @@
-// A group of blocks that runs sequences in slots: each block owns some units of all slots, and once
-// per step the group meets. When a sequence ends the next one moves into its slot; every block
-// takes the same decision by itself, so no message is needed.
+// A group of blocks that runs sequences in slots: each block owns some units of all slots (one
+// tile, or several where they are more than blocks that can run at once), and once per step the
+// group meets. When a sequence ends the next one moves into its slot; every block takes the same
+// decision by itself, so no message is needed.
 #pragma once
 
 #include "cuda/scalar.cuh"
@@ -10,13 +11,14 @@ namespace masked_lstm {
 namespace cuda {
 
 constexpr int kGroupThreads = 256;
-constexpr int kGroupUnits = 16;  // of one block
+constexpr int kGroupUnits = 16;  // of one tile
 constexpr int kGroupSlots = 8;
 constexpr int kChunk = 256;  // values of h or dG staged at once, for every slot
 
 // Group g of `groups` takes rows order[g], order[g + groups], ...
 struct Groups {
-  int groups, blocks;  // blocks of each group: ceil(U / kGroupUnits)
+  int groups, blocks;  // blocks of each group, which share its tiles
+  int tiles;           // ceil(U / kGroupUnits)
   unsigned* counters;  // (groups) of their barriers, 0 at first
 };
 
@@ -59,27 +61,30 @@ MASKED_LSTM_DEVICE void RefillSlots(const LstmProblem& p, const DeviceSchedule& 
   }
 }
 
-// sums[s][column] = sum over k of values(s, k) * weight(k, column) for kColumns columns, into
+// sums[s][column] = sum over k of values(v, s, k) * weight(k, column) for kColumns columns, into
 // shared memory: kSlices threads share a column, each with a fixed part of every chunk, and their
-// chains are added in order.
+// chains are added in order. The columns are kVariants blocks of equal width, each with its own
+// values v (factors of dropout); without factors there is one.
 template <typename T, int kColumns>
 constexpr size_t kProductShared =
     (kGroupSlots * kChunk + kGroupThreads / kColumns * kGroupSlots * kColumns) * sizeof(T);
 
-template <typename T, int kColumns, typename Values, typename Weight>
+template <typename T, int kColumns, int kVariants, typename Values, typename Weight>
 MASKED_LSTM_DEVICE const T* SlotProduct(T* shared, const Slots& slots, int64_t depth, Values values,
                                         Weight weight) {
-  constexpr int kSlices = kGroupThreads / kColumns, kPart = kChunk / kSlices;
+  constexpr int kSlices = kGroupThreads / kColumns, kDepth = kChunk / kVariants;
+  constexpr int kPart = kDepth / kSlices;
   T* const staged = shared;
   T* const partial = shared + kGroupSlots * kChunk;
   const int column = ThreadIndex() % kColumns, slice = ThreadIndex() / kColumns;
+  const T* const own = staged + column / (kColumns / kVariants) * kGroupSlots * kDepth;
   T sums[kGroupSlots] = {};
-  for (int64_t begin = 0; begin < depth; begin += kChunk) {
+  for (int64_t begin = 0; begin < depth; begin += kDepth) {
     BlockBarrier();  // whoever reads the chunk before
     for (int i = ThreadIndex(); i < kGroupSlots * kChunk; i += kGroupThreads) {
-      const int s = i / kChunk;
-      const int64_t k = begin + i % kChunk;
-      staged[i] = slots.row[s] >= 0 && k < depth ? values(s, k) : T(0);
+      const int s = i / kDepth % kGroupSlots;
+      const int64_t k = begin + i % kDepth;
+      staged[i] = slots.row[s] >= 0 && k < depth ? values(i / (kDepth * kGroupSlots), s, k) : T(0);
     }
     BlockBarrier();
     const int64_t from = begin + slice * kPart;
@@ -89,7 +94,7 @@ MASKED_LSTM_DEVICE const T* SlotProduct(T* shared, const Slots& slots, int64_t d
       const T w = weight(k, column);
 #pragma unroll
       for (int s = 0; s < kGroupSlots; ++s) {
-        sums[s] = MulAdd(staged[s * kChunk + (k - begin)], w, sums[s]);
+        sums[s] = MulAdd(own[s * kDepth + (k - begin)], w, sums[s]);
       }
     }
   }

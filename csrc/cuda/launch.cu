@@ -1,13 +1,50 @@
 // The calls of cuda_lstm.h: CUDA's launches for run.cuh, and its errors as Status.
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "cuda/cuda_lstm.h"
 #include "cuda/run.cuh"
+
+// The compute capabilities compiled for, as CMake was told.
+#ifndef MASKED_LSTM_CUDA_ARCHITECTURES
+#define MASKED_LSTM_CUDA_ARCHITECTURES "unknown"
+#endif
 
 namespace masked_lstm {
 namespace {
 
-// Launches on a stream; keeps the first error.
+// One sentence for CUDA's error. Takes it away from CUDA: the next caller of the runtime would take
+// it for his own.
+Status CudaError(cudaError_t error) {
+  if (error == cudaSuccess) return OkStatus();
+  (void)cudaGetLastError();
+  const char* text = cudaGetErrorString(error);
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return Error(StatusCode::kOutOfMemory, "CUDA: %s", text);
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorUnsupportedPtxVersion: {
+      int device = 0, major = 0, minor = 0;
+      if (cudaGetDevice(&device) == cudaSuccess) {
+        (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      }
+      (void)cudaGetLastError();
+      return Error(StatusCode::kUnsupported,
+                   "CUDA: %s: the kernels were compiled for %s, the device has compute capability "
+                   "%d.%d; build with MASKED_LSTM_CUDA_ARCHITECTURES=%d%d",
+                   text, MASKED_LSTM_CUDA_ARCHITECTURES, major, minor, major, minor);
+    }
+    default:
+      return Error(StatusCode::kDeviceError,
+                   "CUDA: %s (%s; perhaps of an earlier asynchronous call)", text,
+                   cudaGetErrorName(error));
+  }
+}
+
+// Launches on a stream; keeps the first error, after which it does nothing.
 class StreamLauncher {
  public:
   explicit StreamLauncher(cudaStream_t stream) : stream_(stream) {}
@@ -15,11 +52,8 @@ class StreamLauncher {
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int blocks, int blocks_y, int threads,
                   size_t shared_bytes, bool cooperative, Arguments... arguments) {
+    static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument for each parameter");
     if (error_ != cudaSuccess) return;
-    if (shared_bytes > 48 << 10) {  // more must be asked for
-      Keep(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes)));
-    }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(blocks, blocks_y);
     config.blockDim = dim3(threads);
@@ -30,80 +64,127 @@ class StreamLauncher {
     attribute.val.cooperative = 1;
     config.attrs = &attribute;
     config.numAttrs = cooperative ? 1 : 0;
-    Keep(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+    error_ = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   }
 
   void Clear(void* memory, size_t bytes) {
-    if (bytes > 0) Keep(cudaMemsetAsync(memory, 0, bytes, stream_));
+    if (bytes > 0 && error_ == cudaSuccess) error_ = cudaMemsetAsync(memory, 0, bytes, stream_);
   }
 
-  Status status() const {
-    if (error_ == cudaSuccess) return OkStatus();
-    return Error(StatusCode::kUnsupported, "CUDA: %s", cudaGetErrorString(error_));
-  }
+  Status status() const { return CudaError(error_); }
 
  private:
-  void Keep(cudaError_t error) {
-    if (error_ == cudaSuccess) error_ = error;
-  }
-
   cudaStream_t stream_;
   cudaError_t error_ = cudaSuccess;
 };
 
-// Blocks of a cooperative kernel that run at once on the current device.
-template <typename Kernel>
-Status ResidentBlocks(Kernel kernel, size_t shared_bytes, int* blocks) {
-  int device = 0, processors = 0, per_processor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel,
-                                                          cuda::kGroupThreads, shared_bytes);
-  }
-  if (error != cudaSuccess) {
-    return Error(StatusCode::kUnsupported, "CUDA: %s", cudaGetErrorString(error));
+// Blocks of a cooperative kernel that run at once on the current device: a fact of the device and
+// the kernel, asked for once (kernel: as a template argument, so that each has its own memory).
+template <auto kKernel>
+Status ResidentBlocks(size_t shared_bytes, int* blocks) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];  // 0: not yet
+  int device = 0;
+  MASKED_LSTM_RETURN_IF_ERROR(CudaError(cudaGetDevice(&device)));
+  *blocks = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (*blocks > 0) return OkStatus();
+  int processors = 0, per_processor = 0, cooperative = 0;
+  MASKED_LSTM_RETURN_IF_ERROR(
+      CudaError(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)));
+  MASKED_LSTM_RETURN_IF_ERROR(
+      CudaError(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device)));
+  MASKED_LSTM_RETURN_IF_ERROR(CudaError(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      &per_processor, kKernel, cuda::kGroupThreads, shared_bytes)));
+  if (cooperative == 0 || processors * per_processor < 1) {
+    return Error(StatusCode::kUnsupported,
+                 "CUDA: this device cannot run the kernels: expected cooperative launches and %zu "
+                 "bytes of shared memory",
+                 shared_bytes);
   }
   *blocks = processors * per_processor;
+  if (device < kDevices) known[device].store(*blocks, std::memory_order_relaxed);
   return OkStatus();
 }
 
-template <typename Stored>
-Status ForwardLimits(int64_t max_steps, int32_t* bad_length, cuda::DeviceLimits* limits) {
-  *limits = {max_steps, 0, bad_length};
-  return ResidentBlocks(cuda::ForwardKernel<Stored>, cuda::kForwardShared<Compute<Stored>>,
-                        &limits->resident_blocks);
+template <typename Stored, typename T = Compute<Stored>>
+Status ForwardResident(const LstmProblem& p, int* blocks) {
+  if (p.recurrent_factors == nullptr) {
+    return ResidentBlocks<cuda::ForwardKernel<Stored, false, T>>(cuda::kForwardShared<T>, blocks);
+  }
+  return ResidentBlocks<cuda::ForwardKernel<Stored, true, T>>(cuda::kForwardShared<T>, blocks);
+}
+
+template <typename Stored, typename T = Compute<Stored>>
+Status BackwardResident(const LstmProblem& p, int* blocks) {
+  if (p.recurrent_factors == nullptr) {
+    return ResidentBlocks<cuda::BackwardKernel<Stored, false, T>>(cuda::kBackwardShared<T>, blocks);
+  }
+  return ResidentBlocks<cuda::BackwardKernel<Stored, true, T>>(cuda::kBackwardShared<T>, blocks);
 }
 
 template <typename Stored>
-Status BackwardLimits(int64_t max_steps, int32_t* bad_length, cuda::DeviceLimits* limits) {
-  *limits = {max_steps, 0, bad_length};
-  return ResidentBlocks(cuda::BackwardKernel<Stored>, cuda::kBackwardShared<Compute<Stored>>,
-                        &limits->resident_blocks);
+Status Limits(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
+              cuda::DeviceLimits* limits) {
+  *limits = {max_steps, 0, 0, bad_length};
+  return ForwardResident<Stored>(call.problem, &limits->forward_resident);
 }
 
+template <typename Stored>
+Status Limits(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
+              cuda::DeviceLimits* limits) {
+  *limits = {max_steps, 0, 0, bad_length};
+  MASKED_LSTM_RETURN_IF_ERROR(BackwardResident<Stored>(call.problem, &limits->backward_resident));
+  if (call.reserve != nullptr) return OkStatus();
+  return ForwardResident<Stored>(call.problem, &limits->forward_resident);
+}
+
+template <typename Stored>
+int64_t WorkspaceBytes(const LstmForward& call, const cuda::DeviceLimits& limits) {
+  return cuda::ForwardWorkspaceBytes<Stored>(call, limits);
+}
+template <typename Stored>
+int64_t WorkspaceBytes(const LstmBackward& call, const cuda::DeviceLimits& limits) {
+  return cuda::BackwardWorkspaceBytes<Stored>(call, limits);
+}
+
+template <typename Stored>
+void Launch(const LstmForward& call, const cuda::DeviceLimits& limits, StreamLauncher& launch) {
+  cuda::RunForward<Stored>(call, limits, launch);
+}
+template <typename Stored>
+void Launch(const LstmBackward& call, const cuda::DeviceLimits& limits, StreamLauncher& launch) {
+  cuda::RunBackward<Stored>(call, limits, launch);
+}
+
+// Sizes whose products fit, as CountValidSteps checks them for a CPU, and a grid.
 Status CheckCall(const LstmProblem& p, int64_t max_steps) {
-  if (p.batch < 0 || p.timesteps < 0 || p.input_dim < 0 || p.units < 1 || max_steps < 0) {
+  constexpr int64_t kMost = int64_t{1} << 31, kMostValues = int64_t{1} << 56;
+  const bool sizes = p.batch >= 0 && p.batch < kMost && p.timesteps >= 0 && p.input_dim >= 0 &&
+                     p.units >= 1 && p.units < kMost && p.input_dim < kMost && max_steps >= 0;
+  if (!sizes || max_steps / 64 >= kMost || max_steps > kMostValues / (5 * p.units) ||
+      max_steps > kMostValues / (p.input_dim + 1)) {
     return Error(StatusCode::kInvalidArgument,
-                 "batch, timesteps, input_dim, units, max_steps: expected sizes >= 0 and units >= "
-                 "1, got %lld, %lld, %lld, %lld, %lld",
+                 "batch, timesteps, input_dim, units, max_steps: expected sizes >= 0, units >= 1, "
+                 "each below 2^31, and a reserve below 2^56 values, got %lld, %lld, %lld, %lld, "
+                 "%lld",
                  static_cast<long long>(p.batch), static_cast<long long>(p.timesteps),
                  static_cast<long long>(p.input_dim), static_cast<long long>(p.units),
                  static_cast<long long>(max_steps));
-  }
-  if (p.input_factors != nullptr || p.recurrent_factors != nullptr) {
-    return Error(StatusCode::kUnsupported,
-                 "input_factors, recurrent_factors: the CUDA kernels do not take them yet");
   }
   return OkStatus();
 }
 
 Status CheckWorkspace(const void* workspace, size_t have, size_t need) {
-  if (workspace != nullptr && have >= need) return OkStatus();
-  return Error(StatusCode::kInvalidArgument, "workspace: expected %zu bytes, got %zu", need,
-               workspace == nullptr ? size_t{0} : have);
+  if (workspace == nullptr) have = 0;
+  if (have < need) {
+    return Error(StatusCode::kInvalidArgument, "workspace: expected %zu bytes, got %zu", need,
+                 have);
+  }
+  if (reinterpret_cast<uintptr_t>(workspace) % 64 != 0) {
+    return Error(StatusCode::kInvalidArgument,
+                 "workspace: expected memory aligned to 64 bytes, got a misaligned address");
+  }
+  return OkStatus();
 }
 
 // f(Stored()) for the dtype.
@@ -121,63 +202,66 @@ Status WithStored(DType dtype, F f) {
   }
 }
 
-}  // namespace
-
-Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
-                                 size_t* bytes) noexcept {
+template <typename Call>
+Status CallWorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
   return WithStored(call.problem.dtype, [&](auto stored) {
     using Stored = decltype(stored);
     cuda::DeviceLimits limits;
-    MASKED_LSTM_RETURN_IF_ERROR(ForwardLimits<Stored>(max_steps, nullptr, &limits));
-    *bytes = cuda::ForwardWorkspaceBytes<Stored>(call, limits);
+    MASKED_LSTM_RETURN_IF_ERROR(Limits<Stored>(call, max_steps, nullptr, &limits));
+    *bytes = WorkspaceBytes<Stored>(call, limits);
     return OkStatus();
   });
+}
+
+template <typename Call>
+Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st* stream) {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  return WithStored(call.problem.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    cuda::DeviceLimits limits;
+    MASKED_LSTM_RETURN_IF_ERROR(Limits<Stored>(call, max_steps, bad_length, &limits));
+    MASKED_LSTM_RETURN_IF_ERROR(
+        CheckWorkspace(call.workspace, call.workspace_bytes, WorkspaceBytes<Stored>(call, limits)));
+    StreamLauncher launch(stream);
+    Launch<Stored>(call, limits, launch);
+    return launch.status();
+  });
+}
+
+}  // namespace
+
+CudaKernel ForwardCudaKernel(const LstmForward&) noexcept { return CudaKernel::kGroups; }
+CudaKernel BackwardCudaKernel(const LstmBackward&) noexcept { return CudaKernel::kGroups; }
+
+Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
+                                 size_t* bytes) noexcept {
+  return CallWorkspaceBytes(call, max_steps, bytes);
 }
 
 Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
                                   size_t* bytes) noexcept {
-  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  return WithStored(call.problem.dtype, [&](auto stored) {
-    using Stored = decltype(stored);
-    cuda::DeviceLimits limits;
-    MASKED_LSTM_RETURN_IF_ERROR(BackwardLimits<Stored>(max_steps, nullptr, &limits));
-    *bytes = cuda::BackwardWorkspaceBytes<Stored>(call, limits);
-    return OkStatus();
-  });
+  return CallWorkspaceBytes(call, max_steps, bytes);
 }
 
 Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
                       CUstream_st* stream) noexcept {
-  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  return WithStored(call.problem.dtype, [&](auto stored) {
-    using Stored = decltype(stored);
-    cuda::DeviceLimits limits;
-    MASKED_LSTM_RETURN_IF_ERROR(ForwardLimits<Stored>(max_steps, bad_length, &limits));
-    MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes,
-                                               cuda::ForwardWorkspaceBytes<Stored>(call, limits)));
-    StreamLauncher launch(stream);
-    cuda::RunForward<Stored>(call, limits, launch);
-    return launch.status();
-  });
+  return Run(call, max_steps, bad_length, stream);
 }
 
 Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                        CUstream_st* stream) noexcept {
-  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (call.reserve == nullptr && max_steps > 0) {
-    return Error(StatusCode::kInvalidArgument, "reserve: expected that of the forward call");
-  }
-  return WithStored(call.problem.dtype, [&](auto stored) {
-    using Stored = decltype(stored);
-    cuda::DeviceLimits limits;
-    MASKED_LSTM_RETURN_IF_ERROR(BackwardLimits<Stored>(max_steps, bad_length, &limits));
-    MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes,
-                                               cuda::BackwardWorkspaceBytes<Stored>(call, limits)));
-    StreamLauncher launch(stream);
-    cuda::RunBackward<Stored>(call, limits, launch);
-    return launch.status();
-  });
+  return Run(call, max_steps, bad_length, stream);
+}
+
+Status ClearCudaFlag(int32_t* flag, CUstream_st* stream) noexcept {
+  return CudaError(cudaMemsetAsync(flag, 0, sizeof(*flag), stream));
+}
+
+Status ReadCudaFlag(const int32_t* flag, CUstream_st* stream, int32_t* value) noexcept {
+  MASKED_LSTM_RETURN_IF_ERROR(
+      CudaError(cudaMemcpyAsync(value, flag, sizeof(*value), cudaMemcpyDeviceToHost, stream)));
+  return CudaError(cudaStreamSynchronize(stream));
 }
 
 }  // namespace masked_lstm

@@ -15,30 +15,29 @@ constexpr int kMatmulThreads = 256;  // 16 x 16, each 4 x 4 values
 template <typename T>
 constexpr size_t kMatmulShared = 2 * kMatmulDepth * (kMatmulTile + 4) * sizeof(T);
 
-// c(m, n, sum over k of a(m, k) * b(k, n)) for the tile at BlockIndexY(), BlockIndex().
+// The tile of this block: rows from BlockIndex(), columns from BlockIndexY().
+// sums += sum over k in [begin, end) of a(m, k) * b(k, n), each thread for its 4 x 4 values.
 // kRowsFast: neighbouring threads load a of neighbouring m, else of neighbouring k; likewise b.
-template <typename T, bool kARowsFast, bool kBColumnsFast, typename A, typename B, typename C>
-MASKED_LSTM_DEVICE void Matmul(int64_t rows, int64_t columns, int64_t depth, A a, B b, C c) {
+template <typename T, bool kARowsFast, bool kBColumnsFast, typename A, typename B>
+MASKED_LSTM_DEVICE void TileProduct(int64_t rows, int64_t columns, int64_t begin, int64_t end, A a,
+                                    B b, T (&sums)[4][4]) {
   constexpr int kStride = kMatmulTile + 4;
   T* const staged_a = SharedMemory<T>();
   T* const staged_b = staged_a + kMatmulDepth * kStride;
-  const int64_t row = int64_t{BlockIndexY()} * kMatmulTile;
-  const int64_t column = int64_t{BlockIndex()} * kMatmulTile;
-  if (row >= rows) return;  // the whole block
+  const int64_t row = int64_t{BlockIndex()} * kMatmulTile;
+  const int64_t column = int64_t{BlockIndexY()} * kMatmulTile;
   const int thread = ThreadIndex(), y = thread / 16, x = thread % 16;
-  T sums[4][4] = {};
-  for (int64_t begin = 0; begin < depth; begin += kMatmulDepth) {
+  for (; begin < end; begin += kMatmulDepth) {
     for (int i = thread; i < kMatmulTile * kMatmulDepth; i += kMatmulThreads) {
       const int m = kARowsFast ? i % kMatmulTile : i / kMatmulDepth;
       const int k = kARowsFast ? i / kMatmulTile : i % kMatmulDepth;
-      staged_a[k * kStride + m] =
-          row + m < rows && begin + k < depth ? a(row + m, begin + k) : T(0);
+      staged_a[k * kStride + m] = row + m < rows && begin + k < end ? a(row + m, begin + k) : T(0);
     }
     for (int i = thread; i < kMatmulTile * kMatmulDepth; i += kMatmulThreads) {
       const int n = kBColumnsFast ? i % kMatmulTile : i / kMatmulDepth;
       const int k = kBColumnsFast ? i / kMatmulTile : i % kMatmulDepth;
       staged_b[k * kStride + n] =
-          column + n < columns && begin + k < depth ? b(begin + k, column + n) : T(0);
+          column + n < columns && begin + k < end ? b(begin + k, column + n) : T(0);
     }
     BlockBarrier();
     for (int k = 0; k < kMatmulDepth; ++k) {
@@ -56,76 +55,134 @@ MASKED_LSTM_DEVICE void Matmul(int64_t rows, int64_t columns, int64_t depth, A a
     }
     BlockBarrier();
   }
+}
+
+// each(m, n, i, j) for this thread's part of the tile: its value [i][j] is that of row m, column n.
+template <typename Each>
+MASKED_LSTM_DEVICE void ForTile(int64_t rows, int64_t columns, Each each) {
+  const int64_t row = int64_t{BlockIndex()} * kMatmulTile + ThreadIndex() / 16 * 4;
+  const int64_t column = int64_t{BlockIndexY()} * kMatmulTile + ThreadIndex() % 16 * 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int64_t m = row + y * 4 + i, n = column + x * 4 + j;
-      if (m < rows && n < columns) c(m, n, sums[i][j]);
+      if (row + i < rows && column + j < columns) each(row + i, column + j, i, j);
     }
   }
 }
 
-// projection[n] = x of compact row n . kernel + bias. (N,4U)
-template <typename Stored, typename T = Compute<Stored>>
-static __global__ void ProjectKernel(LstmProblem p, DeviceSchedule schedule, T* projection) {
-  const Stored* x = static_cast<const Stored*>(p.x);
-  const Stored* kernel = static_cast<const Stored*>(p.kernel);
-  const Stored* bias = static_cast<const Stored*>(p.bias);
-  const int64_t columns = 4 * p.units;
-  Matmul<T, false, true>(
-      schedule.first[p.batch], columns, p.input_dim,
-      [&](int64_t n, int64_t k) { return Widen(x[schedule.x_rows[n] * p.input_dim + k]); },
-      [&](int64_t k, int64_t column) { return Widen(kernel[k * columns + column]); },
-      [&](int64_t n, int64_t column, T sum) {
-        projection[n * columns + column] = bias == nullptr ? sum : sum + Widen(bias[column]);
-      });
+MASKED_LSTM_DEVICE bool PastTheRows(int64_t rows) {
+  return int64_t{BlockIndex()} * kMatmulTile >= rows;
 }
 
-// dx of compact row n = dG . kernel^T.
+// Columns of the 4U that one launch computes: all of them, or one gate's with its factors.
+struct Columns {
+  int64_t first, count;
+  const void* factors;  // (B,D) of x or (B,U) of h, dtype; null: ones
+};
+
+// projection[n] = x of compact row n . kernel + bias. (N,4U)
 template <typename Stored, typename T = Compute<Stored>>
+static __global__ void ProjectKernel(LstmProblem p, DeviceSchedule schedule, Columns columns,
+                                     T* projection) {
+  const Stored* x = static_cast<const Stored*>(p.x);
+  const Stored* kernel = static_cast<const Stored*>(p.kernel) + columns.first;
+  const Stored* bias = static_cast<const Stored*>(p.bias);
+  const Stored* factors = static_cast<const Stored*>(columns.factors);
+  const int64_t stride = 4 * p.units, D = p.input_dim, N = schedule.first[p.batch];
+  if (PastTheRows(N)) return;
+  T sums[4][4] = {};
+  TileProduct<T, false, true>(
+      N, columns.count, 0, D,
+      [&](int64_t n, int64_t k) {
+        const T value = Widen(x[schedule.x_rows[n] * D + k]);
+        return factors == nullptr ? value : value * Widen(factors[schedule.batch_rows[n] * D + k]);
+      },
+      [&](int64_t k, int64_t column) { return Widen(kernel[k * stride + column]); }, sums);
+  ForTile(N, columns.count, [&](int64_t n, int64_t column, int i, int j) {
+    column += columns.first;
+    const T sum = sums[i][j];
+    projection[n * stride + column] = bias == nullptr ? sum : sum + Widen(bias[column]);
+  });
+}
+
+// dx of compact row n = dG . kernel^T; kFactors: with input_factors each gate's share is scaled by
+// itself.
+template <typename Stored, bool kFactors, typename T = Compute<Stored>>
 static __global__ void InputGradientsKernel(LstmProblem p, DeviceSchedule schedule,
                                             const T* d_gates, Stored* dx) {
   const Stored* kernel = static_cast<const Stored*>(p.kernel);
-  const int64_t depth = 4 * p.units;
-  Matmul<T, false, false>(
-      schedule.first[p.batch], p.input_dim, depth,
-      [&](int64_t n, int64_t k) { return d_gates[n * depth + k]; },
-      [&](int64_t k, int64_t d) { return Widen(kernel[d * depth + k]); },
-      [&](int64_t n, int64_t d, T sum) {
-        dx[schedule.x_rows[n] * p.input_dim + d] = Narrow<Stored>(sum);
+  const Stored* factors = static_cast<const Stored*>(p.input_factors);
+  const int64_t columns = 4 * p.units, D = p.input_dim, N = schedule.first[p.batch];
+  if (PastTheRows(N)) return;
+  const auto product = [&](int64_t begin, int64_t end, T(&sums)[4][4]) {
+    TileProduct<T, false, false>(
+        N, D, begin, end, [&](int64_t n, int64_t k) { return d_gates[n * columns + k]; },
+        [&](int64_t k, int64_t d) { return Widen(kernel[d * columns + k]); }, sums);
+  };
+  T sums[4][4] = {};
+  if (!kFactors) {
+    product(0, columns, sums);
+  } else {
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      T part[4][4] = {};
+      product(gate * p.units, (gate + 1) * p.units, part);
+      ForTile(N, D, [&](int64_t n, int64_t d, int i, int j) {
+        const int64_t at = (gate * p.batch + schedule.batch_rows[n]) * D + d;
+        sums[i][j] = MulAdd(part[i][j], Widen(factors[at]), sums[i][j]);
       });
+    }
+  }
+  ForTile(N, D, [&](int64_t n, int64_t d, int i, int j) {
+    dx[schedule.x_rows[n] * D + d] = Narrow<Stored>(sums[i][j]);
+  });
 }
 
 // d_kernel = sum over n of x^T.dG; with row `input_dim`: d_bias, the sum of dG.
 template <typename Stored, typename T = Compute<Stored>>
 static __global__ void KernelGradientsKernel(LstmProblem p, DeviceSchedule schedule,
-                                             const T* d_gates, Stored* d_kernel, Stored* d_bias) {
+                                             Columns columns, const T* d_gates, Stored* d_kernel,
+                                             Stored* d_bias) {
   const Stored* x = static_cast<const Stored*>(p.x);
-  const int64_t columns = 4 * p.units, D = p.input_dim;
-  Matmul<T, true, true>(
-      D + 1, columns, schedule.first[p.batch],
-      [&](int64_t d, int64_t n) { return d < D ? Widen(x[schedule.x_rows[n] * D + d]) : T(1); },
-      [&](int64_t n, int64_t column) { return d_gates[n * columns + column]; },
-      [&](int64_t d, int64_t column, T sum) {
-        if (d < D && d_kernel != nullptr) d_kernel[d * columns + column] = Narrow<Stored>(sum);
-        if (d == D && d_bias != nullptr) d_bias[column] = Narrow<Stored>(sum);
-      });
+  const Stored* factors = static_cast<const Stored*>(columns.factors);
+  const int64_t stride = 4 * p.units, D = p.input_dim;
+  T sums[4][4] = {};
+  TileProduct<T, true, true>(
+      D + 1, columns.count, 0, schedule.first[p.batch],
+      [&](int64_t d, int64_t n) {
+        if (d == D) return T(1);
+        const T value = Widen(x[schedule.x_rows[n] * D + d]);
+        return factors == nullptr ? value : value * Widen(factors[schedule.batch_rows[n] * D + d]);
+      },
+      [&](int64_t n, int64_t column) { return d_gates[n * stride + columns.first + column]; },
+      sums);
+  ForTile(D + 1, columns.count, [&](int64_t d, int64_t column, int i, int j) {
+    column += columns.first;
+    const Stored sum = Narrow<Stored>(sums[i][j]);
+    if (d < D && d_kernel != nullptr) d_kernel[d * stride + column] = sum;
+    if (d == D && d_bias != nullptr) d_bias[column] = sum;
+  });
 }
 
 // d_recurrent_kernel = sum over n of h_{t-1}^T.dG.
 template <typename Stored, typename T = Compute<Stored>>
 static __global__ void RecurrentGradientsKernel(LstmProblem p, DeviceSchedule schedule,
-                                                const T* d_gates, const T* h_before,
-                                                Stored* d_recurrent_kernel) {
-  const int64_t columns = 4 * p.units;
-  Matmul<T, true, true>(
-      p.units, columns, schedule.first[p.batch],
-      [&](int64_t u, int64_t n) { return h_before[n * p.units + u]; },
-      [&](int64_t n, int64_t column) { return d_gates[n * columns + column]; },
-      [&](int64_t u, int64_t column, T sum) {
-        d_recurrent_kernel[u * columns + column] = Narrow<Stored>(sum);
-      });
+                                                Columns columns, const T* d_gates,
+                                                const T* h_before, Stored* d_recurrent_kernel) {
+  const Stored* factors = static_cast<const Stored*>(columns.factors);
+  const int64_t U = p.units, stride = 4 * U;
+  T sums[4][4] = {};
+  TileProduct<T, true, true>(
+      U, columns.count, 0, schedule.first[p.batch],
+      [&](int64_t u, int64_t n) {
+        const T value = h_before[n * U + u];
+        return factors == nullptr ? value : value * Widen(factors[schedule.batch_rows[n] * U + u]);
+      },
+      [&](int64_t n, int64_t column) { return d_gates[n * stride + columns.first + column]; },
+      sums);
+  ForTile(U, columns.count, [&](int64_t u, int64_t column, int i, int j) {
+    d_recurrent_kernel[u * stride + columns.first + column] = Narrow<Stored>(sums[i][j]);
+  });
 }
 
 }  // namespace cuda

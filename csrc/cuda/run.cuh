@@ -9,12 +9,13 @@
 namespace masked_lstm {
 namespace cuda {
 
-// What the host knows of a call beside its arguments.
+// What the host knows of a call beside its arguments. Blocks: of kGroupThreads threads and the
+// shared memory that the recurrence asks for.
 struct DeviceLimits {
-  int64_t max_steps;    // B*T, or the rows of x of a ragged batch: at least N
-  int resident_blocks;  // that run at once, of kGroupThreads threads and the shared memory asked
-                        // for
-  int32_t* bad_length;  // device memory, set to 1 when a length was clamped; or null
+  int64_t max_steps;      // B*T, or the rows of x of a ragged batch: at least N
+  int forward_resident;   // blocks of the forward recurrence that run at once, >= 1
+  int backward_resident;  // of the backward one; not read for a forward call
+  int32_t* bad_length;    // device memory, set to 1 when a length was clamped; or null
 };
 
 // Hands out 256-byte aligned pieces; with a null base it only counts.
@@ -37,11 +38,13 @@ class DeviceArena {
 inline int64_t CeilDivide(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // As many groups as have rows for their slots, and as can run at once.
-inline Groups ChooseGroups(const LstmProblem& p, const DeviceLimits& limits) {
+inline Groups ChooseGroups(const LstmProblem& p, int64_t resident) {
   Groups groups;
-  groups.blocks = static_cast<int>(CeilDivide(p.units, kGroupUnits));
-  const int64_t wanted = CeilDivide(p.batch, kGroupSlots);
-  const int64_t possible = limits.resident_blocks / groups.blocks;
+  const int64_t tiles = CeilDivide(p.units, kGroupUnits);
+  const int64_t blocks = tiles < resident ? tiles : resident;
+  const int64_t wanted = CeilDivide(p.batch, kGroupSlots), possible = resident / blocks;
+  groups.tiles = static_cast<int>(tiles);
+  groups.blocks = static_cast<int>(blocks);
   groups.groups = static_cast<int>(wanted < possible ? wanted : possible);
   if (groups.groups < 1) groups.groups = 1;
   groups.counters = nullptr;
@@ -53,63 +56,99 @@ struct CallLayout {
   DeviceSchedule schedule;
   Groups groups;
 
-  CallLayout(const LstmProblem& p, const DeviceLimits& limits, DeviceArena* arena) {
+  CallLayout(const LstmProblem& p, int64_t max_steps, int resident, int32_t* bad_length,
+             DeviceArena* arena) {
     schedule.counts = arena->Take<int32_t>(p.batch);
     schedule.first = arena->Take<int64_t>(p.batch + 1);
     schedule.order = arena->Take<int32_t>(p.batch);
-    schedule.x_rows = arena->Take<int64_t>(limits.max_steps);
-    schedule.batch_rows = arena->Take<int32_t>(limits.max_steps);
-    schedule.bad_length = limits.bad_length;
-    groups = ChooseGroups(p, limits);
+    schedule.x_rows = arena->Take<int64_t>(max_steps);
+    schedule.batch_rows = arena->Take<int32_t>(max_steps);
+    schedule.splits = p.row_splits == nullptr ? nullptr : arena->Take<int64_t>(p.batch + 1);
+    schedule.bad_length = bad_length;
+    groups = ChooseGroups(p, resident);
     groups.counters = arena->Take<unsigned>(groups.groups);
   }
 
+  // Afterwards *p has row_splits that lead nowhere out of bounds.
   template <typename Launcher>
-  void Schedule(const LstmProblem& p, Launcher& launch) const {
+  void Schedule(LstmProblem* p, int64_t max_steps, Launcher& launch) const {
     constexpr size_t kShared = kScheduleThreads * sizeof(int32_t);
-    const int rows = static_cast<int>(p.batch);
+    const int rows = static_cast<int>(p->batch);
     launch.Clear(groups.counters, groups.groups * sizeof(unsigned));
-    launch(CountStepsKernel, rows, 1, kScheduleThreads, kShared, false, p, schedule);
-    launch(OrderRowsKernel, static_cast<int>(CeilDivide(p.batch, kScheduleThreads)), 1,
-           kScheduleThreads, 0, false, p, schedule);
-    launch(ListStepsKernel, rows, 1, kScheduleThreads, kShared, false, p, schedule);
+    if (p->row_splits != nullptr) {
+      launch(CheckSplitsKernel, static_cast<int>(CeilDivide(p->batch + 1, kScheduleThreads)), 1,
+             kScheduleThreads, 0, false, *p, schedule, max_steps);
+      p->row_splits = schedule.splits;
+    }
+    launch(CountStepsKernel, rows, 1, kScheduleThreads, kShared, false, *p, schedule);
+    launch(OrderRowsKernel, static_cast<int>(CeilDivide(p->batch, kScheduleThreads)), 1,
+           kScheduleThreads, 0, false, *p, schedule);
+    launch(ListStepsKernel, rows, 1, kScheduleThreads, kShared, false, *p, schedule);
   }
 };
 
 inline int Tiles(int64_t values) { return static_cast<int>(CeilDivide(values, kMatmulTile)); }
+
+// each(columns): all 4U at once, or, with factors (4,B,width), one gate after another.
+template <typename Stored, typename Each>
+void ForColumns(const LstmProblem& p, const void* factors, int64_t width, Each each) {
+  if (factors == nullptr) return each(Columns{0, 4 * p.units, nullptr});
+  for (int64_t gate = 0; gate < 4; ++gate) {
+    each(Columns{gate * p.units, p.units,
+                 static_cast<const Stored*>(factors) + gate * p.batch * width});
+  }
+}
 
 template <typename T>
 struct ForwardLayout : CallLayout {
   ForwardBuffers<T> buffers;
 
   ForwardLayout(const LstmForward& call, const DeviceLimits& limits, DeviceArena* arena)
-      : CallLayout(call.problem, limits, arena) {
-    const int64_t U = call.problem.units;
+      : CallLayout(call.problem, limits.max_steps, limits.forward_resident, limits.bad_length,
+                   arena) {
+    const int64_t U = call.problem.units, slots = groups.groups * kGroupSlots;
     buffers.save = call.reserve != nullptr;
-    buffers.h = arena->Take<T>(groups.groups * 2 * kGroupSlots * U);
+    buffers.h = arena->Take<T>(2 * slots * U);
+    buffers.c = arena->Take<T>(slots * U);
     T* const reserve = static_cast<T*>(call.reserve);
     buffers.projection = buffers.save ? reserve : arena->Take<T>(limits.max_steps * 4 * U);
     buffers.cells = buffers.save ? reserve + limits.max_steps * 4 * U : nullptr;
   }
 };
 
+// The forward recurrence: reads the projection, writes outputs, states and the reserve of rows with
+// steps. Other recurrences (of one kind of device, dtype, shape) are chosen here.
 template <typename Stored, typename Launcher>
-void RunForward(const LstmForward& call, const DeviceLimits& limits, Launcher& launch) {
+void RunForwardRecurrence(const LstmForward& call, const ForwardLayout<Compute<Stored>>& layout,
+                          Launcher& launch) {
   using T = Compute<Stored>;
-  const LstmProblem& p = call.problem;
+  auto kernel = call.problem.recurrent_factors == nullptr ? ForwardKernel<Stored, false, T>
+                                                          : ForwardKernel<Stored, true, T>;
+  launch(kernel, layout.groups.groups * layout.groups.blocks, 1, kGroupThreads, kForwardShared<T>,
+         true, call, layout.schedule, layout.groups, layout.buffers);
+}
+
+template <typename Stored, typename Launcher>
+void RunForward(LstmForward call, const DeviceLimits& limits, Launcher& launch) {
+  using T = Compute<Stored>;
+  LstmProblem& p = call.problem;
   if (p.batch == 0) return;
   DeviceArena arena(call.workspace);
   const ForwardLayout<T> layout(call, limits, &arena);
-  layout.Schedule(p, launch);
+  layout.Schedule(&p, limits.max_steps, launch);
   if (limits.max_steps > 0) {
-    launch(ProjectKernel<Stored>, Tiles(4 * p.units), Tiles(limits.max_steps), kMatmulThreads,
-           kMatmulShared<T>, false, p, layout.schedule, layout.buffers.projection);
-    launch(ForwardKernel<Stored>, layout.groups.groups * layout.groups.blocks, 1, kGroupThreads,
-           kForwardShared<T>, true, call, layout.schedule, layout.groups, layout.buffers);
+    ForColumns<Stored>(p, p.input_factors, p.input_dim, [&](const Columns& columns) {
+      launch(ProjectKernel<Stored, T>, Tiles(limits.max_steps), Tiles(columns.count),
+             kMatmulThreads, kMatmulShared<T>, false, p, layout.schedule, columns,
+             layout.buffers.projection);
+    });
+    RunForwardRecurrence<Stored>(call, layout, launch);
   }
+  if (call.outputs == nullptr && call.h == nullptr && call.c == nullptr) return;
   constexpr int kThreads = 128;
-  launch(FillKernel<Stored>, static_cast<int>(CeilDivide(p.units, kThreads)),
-         static_cast<int>(p.batch), kThreads, 0, false, call, layout.schedule);
+  launch(FillKernel<Stored>, static_cast<int>(p.batch),
+         static_cast<int>(CeilDivide(p.units, kThreads)), kThreads, 0, false, call,
+         layout.schedule);
 }
 
 template <typename T>
@@ -118,23 +157,50 @@ struct BackwardLayout : CallLayout {
   T* transposed;
 
   BackwardLayout(const LstmBackward& call, const DeviceLimits& limits, DeviceArena* arena)
-      : CallLayout(call.problem, limits, arena) {
+      : CallLayout(call.problem, limits.max_steps, limits.backward_resident, limits.bad_length,
+                   arena) {
     const int64_t U = call.problem.units, gates = limits.max_steps * 4 * U;
+    const int64_t states = groups.groups * kGroupSlots * U;
     transposed = arena->Take<T>(4 * U * U);
-    const T* const reserve = static_cast<const T*>(call.reserve);
+    T* const dh = arena->Take<T>(states);
+    T* const dc = arena->Take<T>(states);
     T* const scratch = static_cast<T*>(call.scratch);
-    buffers = {reserve, reserve + gates, scratch, scratch + gates, transposed};
+    const T* const reserve =
+        call.reserve == nullptr ? scratch : static_cast<const T*>(call.reserve);
+    buffers = {reserve, reserve + gates, scratch, scratch + gates, transposed, dh, dc};
   }
 };
 
+// The forward call that fills the scratch memory when there is no reserve.
+inline LstmForward Recompute(const LstmBackward& call) {
+  LstmForward forward;
+  forward.problem = call.problem;
+  forward.reserve = call.scratch;
+  forward.workspace = call.workspace;
+  return forward;
+}
+
+// The backward recurrence, over the saved gates: writes dG, h_{t-1} of each step, dh0 and dc0.
 template <typename Stored, typename Launcher>
-void RunBackward(const LstmBackward& call, const DeviceLimits& limits, Launcher& launch) {
+void RunBackwardRecurrence(const LstmBackward& call, const BackwardLayout<Compute<Stored>>& layout,
+                           Launcher& launch) {
   using T = Compute<Stored>;
-  const LstmProblem& p = call.problem;
+  constexpr int kThreads = 128;
+  const int64_t U = call.problem.units;
+  launch(TransposeKernel<Stored, T>, static_cast<int>(CeilDivide(4 * U * U, kThreads)), 1, kThreads,
+         0, false, call.problem, layout.transposed);
+  auto kernel = call.problem.recurrent_factors == nullptr ? BackwardKernel<Stored, false, T>
+                                                          : BackwardKernel<Stored, true, T>;
+  launch(kernel, layout.groups.groups * layout.groups.blocks, 1, kGroupThreads, kBackwardShared<T>,
+         true, call, layout.schedule, layout.groups, layout.buffers);
+}
+
+template <typename Stored, typename Launcher>
+void RunBackward(LstmBackward call, const DeviceLimits& limits, Launcher& launch) {
+  using T = Compute<Stored>;
+  LstmProblem& p = call.problem;
   constexpr int kThreads = 128;
   const int64_t U = p.units, D = p.input_dim;
-  DeviceArena arena(call.workspace);
-  const BackwardLayout<T> layout(call, limits, &arena);
   if (call.dx != nullptr) launch.Clear(call.dx, limits.max_steps * D * sizeof(Stored));
   if (p.batch == 0 || limits.max_steps == 0) {
     if (call.d_kernel != nullptr) launch.Clear(call.d_kernel, D * 4 * U * sizeof(Stored));
@@ -144,28 +210,36 @@ void RunBackward(const LstmBackward& call, const DeviceLimits& limits, Launcher&
     if (call.d_bias != nullptr) launch.Clear(call.d_bias, 4 * U * sizeof(Stored));
     if (p.batch == 0) return;
   }
-  layout.Schedule(p, launch);
-  launch(PassStatesKernel<Stored>, static_cast<int>(CeilDivide(p.batch * U, kThreads)), 1, kThreads,
-         0, false, call, layout.schedule);
+  if (call.reserve == nullptr && limits.max_steps > 0) {
+    RunForward<Stored>(Recompute(call), limits, launch);
+  }
+  DeviceArena arena(call.workspace);
+  const BackwardLayout<T> layout(call, limits, &arena);
+  layout.Schedule(&p, limits.max_steps, launch);
+  launch(PassStatesKernel<Stored, T>, static_cast<int>(CeilDivide(p.batch * U, kThreads)), 1,
+         kThreads, 0, false, call, layout.schedule);
   if (limits.max_steps == 0) return;
-  launch(TransposeKernel<Stored>, static_cast<int>(CeilDivide(4 * U * U, kThreads)), 1, kThreads, 0,
-         false, p, layout.transposed);
-  launch(BackwardKernel<Stored>, layout.groups.groups * layout.groups.blocks, 1, kGroupThreads,
-         kBackwardShared<T>, true, call, layout.schedule, layout.groups, layout.buffers);
+  RunBackwardRecurrence<Stored>(call, layout, launch);
   const T *d_gates = layout.buffers.d_gates, *h_before = layout.buffers.h_before;
   if (call.dx != nullptr && D > 0) {
-    launch(InputGradientsKernel<Stored>, Tiles(D), Tiles(limits.max_steps), kMatmulThreads,
-           kMatmulShared<T>, false, p, layout.schedule, d_gates, static_cast<Stored*>(call.dx));
+    auto kernel = p.input_factors == nullptr ? InputGradientsKernel<Stored, false, T>
+                                             : InputGradientsKernel<Stored, true, T>;
+    launch(kernel, Tiles(limits.max_steps), Tiles(D), kMatmulThreads, kMatmulShared<T>, false, p,
+           layout.schedule, d_gates, static_cast<Stored*>(call.dx));
   }
   if (call.d_kernel != nullptr || call.d_bias != nullptr) {
-    launch(KernelGradientsKernel<Stored>, Tiles(4 * U), Tiles(D + 1), kMatmulThreads,
-           kMatmulShared<T>, false, p, layout.schedule, d_gates,
-           static_cast<Stored*>(call.d_kernel), static_cast<Stored*>(call.d_bias));
+    ForColumns<Stored>(p, p.input_factors, D, [&](const Columns& columns) {
+      launch(KernelGradientsKernel<Stored, T>, Tiles(D + 1), Tiles(columns.count), kMatmulThreads,
+             kMatmulShared<T>, false, p, layout.schedule, columns, d_gates,
+             static_cast<Stored*>(call.d_kernel), static_cast<Stored*>(call.d_bias));
+    });
   }
   if (call.d_recurrent_kernel != nullptr) {
-    launch(RecurrentGradientsKernel<Stored>, Tiles(4 * U), Tiles(U), kMatmulThreads,
-           kMatmulShared<T>, false, p, layout.schedule, d_gates, h_before,
-           static_cast<Stored*>(call.d_recurrent_kernel));
+    ForColumns<Stored>(p, p.recurrent_factors, U, [&](const Columns& columns) {
+      launch(RecurrentGradientsKernel<Stored, T>, Tiles(U), Tiles(columns.count), kMatmulThreads,
+             kMatmulShared<T>, false, p, layout.schedule, columns, d_gates, h_before,
+             static_cast<Stored*>(call.d_recurrent_kernel));
+    });
   }
 }
 
@@ -180,7 +254,11 @@ template <typename Stored>
 int64_t BackwardWorkspaceBytes(const LstmBackward& call, const DeviceLimits& limits) {
   DeviceArena arena(nullptr);
   BackwardLayout<Compute<Stored>>(call, limits, &arena);
-  return arena.bytes();
+  if (call.reserve != nullptr) return arena.bytes();
+  LstmForward forward = Recompute(call);
+  forward.reserve = &forward;  // not followed
+  const int64_t forward_bytes = ForwardWorkspaceBytes<Stored>(forward, limits);
+  return forward_bytes > arena.bytes() ? forward_bytes : arena.bytes();
 }
 
 }  // namespace cuda

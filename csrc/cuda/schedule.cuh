@@ -1,5 +1,5 @@
-// mask -> schedule, on the device: nothing of it is ever known to the host. Three launches, each
-// with one job; afterwards no kernel knows about masks.
+// mask -> schedule, on the device: nothing of it is ever known to the host. Three launches (four
+// for a ragged batch), each with one job; afterwards no kernel knows about masks.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -15,7 +15,8 @@ struct DeviceSchedule {
   int32_t* order;       // (B) rows, longest first
   int64_t* x_rows;      // (N) which row of x, b*T+t; as many as B*T are allocated
   int32_t* batch_rows;  // (N) b
-  int32_t* bad_length;  // 1 if a length outside [0,T] had to be clamped; or null
+  int64_t* splits;      // (B+1) row_splits made safe; null unless the batch is ragged
+  int32_t* bad_length;  // 1 if a length outside [0,T] or a split had to be clamped; or null
 };
 
 constexpr int kScheduleThreads = 128;
@@ -32,6 +33,22 @@ MASKED_LSTM_DEVICE int64_t RowLimit(const LstmProblem& p, int64_t row, int32_t* 
   if (length >= 0 && length <= timesteps) return length;
   if (bad_length != nullptr) *bad_length = 1;
   return length < 0 ? 0 : timesteps;
+}
+
+// One thread for each split: rising from 0 to x_rows whatever the caller's are, so that every row
+// of x belongs to one row of the batch. Everything after this reads these.
+static __global__ void CheckSplitsKernel(LstmProblem p, DeviceSchedule schedule, int64_t x_rows) {
+  const int64_t row = int64_t{BlockIndex()} * kScheduleThreads + ThreadIndex();
+  if (row > p.batch) return;
+  int64_t split = 0;
+  for (int64_t i = 1; i <= row; ++i) {
+    const int64_t other = p.row_splits[i] < x_rows ? p.row_splits[i] : x_rows;
+    if (other > split) split = other;
+  }
+  if (row == p.batch) split = x_rows;
+  if (row == 0) split = 0;
+  schedule.splits[row] = split;
+  if (split != p.row_splits[row] && schedule.bad_length != nullptr) *schedule.bad_length = 1;
 }
 
 // One block for each row: how many steps are valid.

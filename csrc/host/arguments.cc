@@ -46,6 +46,12 @@ static Status CheckRowSplits(const ArgumentShapes& s, const int64_t* row_splits,
   *batch = s.row_splits.dims[0] - 1;
   *timesteps = 0;
   const int64_t values = s.x.dims[0];
+  if (!s.row_splits_on_host) {
+    if (*batch > 0 || values == 0) return OkStatus();
+    return Error(StatusCode::kInvalidArgument,
+                 "row_splits: expected at least one row for %lld values, got none",
+                 static_cast<long long>(values));
+  }
   for (int64_t i = 0; i <= *batch; ++i) {
     const int64_t low = i == 0 ? 0 : row_splits[i - 1];
     if (row_splits[i] < low || row_splits[i] > values || (i == 0 && row_splits[i] > 0) ||
@@ -133,12 +139,13 @@ Status ParseActivation(const char* argument, const char* name, Activation* activ
                argument, name);
 }
 
-Status CheckResultGradients(const LstmProblem& p, const ArgumentShape& d_outputs,
-                            const ArgumentShape& d_h, const ArgumentShape& d_c) noexcept {
+Status CheckResultGradients(const LstmProblem& p, int64_t padded_steps,
+                            const ArgumentShape& d_outputs, const ArgumentShape& d_h,
+                            const ArgumentShape& d_c) noexcept {
   if (d_outputs.rank >= 0) {
     if (p.return_sequences && p.row_splits != nullptr) {
-      MASKED_LSTM_RETURN_IF_ERROR(CheckShape(
-          "d_outputs", d_outputs, 2, {p.row_splits[p.batch], p.units, 0}, "(values, units)"));
+      MASKED_LSTM_RETURN_IF_ERROR(
+          CheckShape("d_outputs", d_outputs, 2, {padded_steps, p.units, 0}, "(values, units)"));
     } else if (p.return_sequences) {
       MASKED_LSTM_RETURN_IF_ERROR(CheckShape(
           "d_outputs", d_outputs, 3, {p.batch, p.timesteps, p.units}, "(batch, timesteps, units)"));

@@ -15,6 +15,7 @@ struct ArgumentShape {
 struct ArgumentShapes {
   ArgumentShape x, kernel, recurrent_kernel, bias, h0, c0, mask, sequence_lengths, input_factors,
       recurrent_factors, row_splits;
+  bool row_splits_on_host = true;  // else only their shape is looked at, and T is taken as unknown
 };
 
 // Sets batch, timesteps, input_dim and units of *problem; where problem->row_splits is set it is
@@ -31,8 +32,10 @@ Status CheckShape(const char* name, const ArgumentShape& shape, int rank, const 
 // error.
 Status ParseActivation(const char* argument, const char* name, Activation* activation) noexcept;
 
-// The gradients that arrive at the results of `problem`.
-Status CheckResultGradients(const LstmProblem& problem, const ArgumentShape& d_outputs,
-                            const ArgumentShape& d_h, const ArgumentShape& d_c) noexcept;
+// The gradients that arrive at the results of `problem`. padded_steps: B*T, or the rows of x of a
+// ragged batch.
+Status CheckResultGradients(const LstmProblem& problem, int64_t padded_steps,
+                            const ArgumentShape& d_outputs, const ArgumentShape& d_h,
+                            const ArgumentShape& d_c) noexcept;
 
 }  // namespace masked_lstm

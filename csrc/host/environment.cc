@@ -1,6 +1,7 @@
 #include "host/environment.h"
 
 #include <cstdlib>
+#include <cstring>
 
 #include "cpu/isa.h"
 
@@ -14,6 +15,11 @@ Status IsaFromEnvironment(Isa* isa) noexcept {
   if (!status.ok()) return status;
   const CpuKernels* kernels = nullptr;
   return FindCpuKernels(*isa, &kernels);
+}
+
+bool CheckLengthsFromEnvironment() noexcept {
+  const char* value = std::getenv("MASKED_LSTM_CHECK_LENGTHS");
+  return value != nullptr && *value != '\0' && std::strcmp(value, "0") != 0;
 }
 
 }  // namespace masked_lstm

@@ -9,4 +9,8 @@ namespace masked_lstm {
 // call. Errors: a name that is unknown, or a set this CPU lacks.
 Status IsaFromEnvironment(Isa* isa) noexcept;
 
+// Whether MASKED_LSTM_CHECK_LENGTHS asks the CUDA calls to wait for the device and to refuse
+// lengths out of range, which are otherwise clamped there. Read at every call.
+bool CheckLengthsFromEnvironment() noexcept;
+
 }  // namespace masked_lstm

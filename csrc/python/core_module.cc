@@ -209,7 +209,9 @@ py::tuple Backward(const py::tuple& arrays, const py::tuple& more, MaybeArray re
   int64_t steps = 0;
   size_t bytes = 0;
   ThrowIfError(CountValidSteps(p, &steps));
-  ThrowIfError(CheckResultGradients(p, ShapeOf(d_outputs), ShapeOf(d_h), ShapeOf(d_c)));
+  const int64_t padded_steps = p.row_splits ? p.row_splits[p.batch] : p.batch * p.timesteps;
+  ThrowIfError(
+      CheckResultGradients(p, padded_steps, ShapeOf(d_outputs), ShapeOf(d_h), ShapeOf(d_c)));
   if (reserve) {
     ThrowIfError(CheckShape("reserve", ShapeOf(reserve), 1, {steps * 5 * p.units, 0, 0},
                             "(5 * units * valid steps,)"));

@@ -1,14 +1,16 @@
 // masked_lstm._cuda: the CUDA calls over DLPack. Thin: python/masked_lstm/cuda.py makes the
 // results' arrays with the caller's own library and gives everything as DLPack capsules.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <map>
+#include <stdexcept>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "cuda/cuda_lstm.h"
 #include "host/arguments.h"
+#include "host/kernel_calls.h"
 #include "python/dlpack.h"
 
 namespace py = pybind11;
@@ -18,8 +20,12 @@ namespace {
 
 void ThrowIfError(const Status& status) {
   if (status.ok()) return;
-  if (status.code == StatusCode::kUnsupported) throw std::runtime_error(status.message);
-  throw py::value_error(status.message);
+  if (status.code == StatusCode::kInvalidArgument) throw py::value_error(status.message);
+  if (status.code == StatusCode::kOutOfMemory) {
+    PyErr_SetString(PyExc_MemoryError, status.message);
+    throw py::error_already_set();
+  }
+  throw std::runtime_error(status.message);
 }
 
 // A device tensor for as long as this lives.
@@ -39,6 +45,9 @@ class DeviceTensor {
         Refuse("expected a C-contiguous array, got a strided one");
       }
       stride *= t.shape[i];
+    }
+    if (t.dtype.lanes != 1 || t.dtype.bits % 8 != 0 || t.dtype.bits == 0) {
+      Refuse("expected plain values, got vectors or parts of bytes");
     }
     if (reinterpret_cast<uintptr_t>(data()) % (t.dtype.bits / 8) != 0) {
       Refuse("expected memory aligned to its values, got a misaligned address");
@@ -71,20 +80,35 @@ class DeviceTensor {
     Refuse("expected dtype float32, float64, float16 or bfloat16, got another");
   }
   // The dtype `code` of `bits`, on the device of `other`.
-  void Expect(uint8_t code, uint8_t bits, const char* what) const {
+  void Expect(uint8_t code, uint8_t bits, const char* what, const DeviceTensor& other) const {
     if (managed_ == nullptr) return;
     const DLDataType type = managed_->dl_tensor.dtype;
     if (type.code != code || type.bits != bits) Refuse((std::string("expected ") + what).c_str());
+    ExpectDevice(other);
   }
   void ExpectLike(const DeviceTensor& other) const {
     if (managed_ == nullptr) return;
     if (dtype() != other.dtype()) Refuse("expected the dtype of inputs, got another");
+    ExpectDevice(other);
+  }
+  // `values` values of what a dtype is computed in, on the device of `other`.
+  void ExpectReserve(DType dtype, int64_t values, const DeviceTensor& other) const {
+    if (managed_ == nullptr) return;
+    const uint8_t bits = static_cast<uint8_t>(8 * ComputeBytes(dtype));
+    Expect(2, bits, bits == 64 ? "dtype float64, got another" : "dtype float32, got another",
+           other);
+    if (managed_->dl_tensor.ndim != 1 || managed_->dl_tensor.shape[0] < values) {
+      Refuse("expected the array that forward gave for the same inputs, got one of another size");
+    }
+  }
+
+ private:
+  void ExpectDevice(const DeviceTensor& other) const {
     if (managed_->dl_tensor.device.device_id != other.managed_->dl_tensor.device.device_id) {
       Refuse("expected the device of inputs, got another");
     }
   }
 
- private:
   [[noreturn]] void Refuse(const char* sentence) const {
     throw py::value_error(std::string(name_) + ": " + sentence);
   }
@@ -93,26 +117,32 @@ class DeviceTensor {
   DLManagedTensor* managed_ = nullptr;
 };
 
-// The arrays and options of every call, in cuda.py's order.
-struct Inputs {
-  DeviceTensor x, kernel, recurrent_kernel, bias, h0, c0, mask, lengths;
+CUstream_st* Stream(uintptr_t handle) { return reinterpret_cast<CUstream_st*>(handle); }
 
-  explicit Inputs(const py::tuple& a)
-      : x("inputs", a[0]),
-        kernel("kernel", a[1]),
-        recurrent_kernel("recurrent_kernel", a[2]),
-        bias("bias", a[3]),
-        h0("initial_state[0] (h)", a[4]),
-        c0("initial_state[1] (c)", a[5]),
-        mask("mask", a[6]),
-        lengths("sequence_lengths", a[7]) {}
-
-  LstmProblem Problem(const py::tuple& options) const {
-    LstmProblem p;
-    p.dtype = x.dtype();
-    for (const DeviceTensor* t : {&kernel, &recurrent_kernel, &bias, &h0, &c0}) t->ExpectLike(x);
-    mask.Expect(1, 8, "dtype uint8, got another");
-    lengths.Expect(0, 32, "dtype int32, got another");
+// The arrays and options of a call, in cuda.py's order, checked once: what is asked of it follows.
+class Call {
+ public:
+  Call(const py::tuple& a, const py::tuple& options)
+      : x_("inputs", a[0]),
+        kernel_("kernel", a[1]),
+        recurrent_kernel_("recurrent_kernel", a[2]),
+        bias_("bias", a[3]),
+        h0_("initial_state[0] (h)", a[4]),
+        c0_("initial_state[1] (c)", a[5]),
+        mask_("mask", a[6]),
+        lengths_("sequence_lengths", a[7]),
+        input_factors_("input_factors", a[8]),
+        recurrent_factors_("recurrent_factors", a[9]),
+        row_splits_("row_splits", a[10]) {
+    LstmProblem& p = problem_;
+    p.dtype = x_.dtype();
+    for (const DeviceTensor* t :
+         {&kernel_, &recurrent_kernel_, &bias_, &h0_, &c0_, &input_factors_, &recurrent_factors_}) {
+      t->ExpectLike(x_);
+    }
+    mask_.Expect(1, 8, "dtype uint8, got another", x_);
+    lengths_.Expect(0, 32, "dtype int32, got another", x_);
+    row_splits_.Expect(0, 64, "dtype int64, got another", x_);
     p.go_backwards = options[0].cast<bool>();
     p.zero_output_for_mask = options[1].cast<bool>();
     p.return_sequences = options[2].cast<bool>();
@@ -120,90 +150,130 @@ struct Inputs {
         ParseActivation("activation", options[3].cast<std::string>().c_str(), &p.activation));
     ThrowIfError(ParseActivation("recurrent_activation", options[4].cast<std::string>().c_str(),
                                  &p.recurrent_activation));
-    ThrowIfError(CheckArguments({x.shape(), kernel.shape(), recurrent_kernel.shape(), bias.shape(),
-                                 h0.shape(), c0.shape(), mask.shape(), lengths.shape()},
-                                &p));
-    p.x = x.data();
-    p.kernel = kernel.data();
-    p.recurrent_kernel = recurrent_kernel.data();
-    p.bias = bias.data();
-    p.h0 = h0.data();
-    p.c0 = c0.data();
-    p.mask = static_cast<const uint8_t*>(mask.data());
-    p.sequence_lengths = static_cast<const int32_t*>(lengths.data());
-    return p;
+    if (mask_.data() != nullptr && lengths_.data() != nullptr) {
+      throw py::value_error("mask, sequence_lengths: expected at most one of them, got both");
+    }
+    p.row_splits = static_cast<const int64_t*>(row_splits_.data());
+    ArgumentShapes shapes{x_.shape(),
+                          kernel_.shape(),
+                          recurrent_kernel_.shape(),
+                          bias_.shape(),
+                          h0_.shape(),
+                          c0_.shape(),
+                          mask_.shape(),
+                          lengths_.shape(),
+                          input_factors_.shape(),
+                          recurrent_factors_.shape(),
+                          row_splits_.shape()};
+    shapes.row_splits_on_host = false;
+    ThrowIfError(CheckArguments(shapes, &p));
+    p.x = x_.data();
+    p.kernel = kernel_.data();
+    p.recurrent_kernel = recurrent_kernel_.data();
+    p.bias = bias_.data();
+    p.h0 = h0_.data();
+    p.c0 = c0_.data();
+    p.input_factors = input_factors_.data();
+    p.recurrent_factors = recurrent_factors_.data();
+    p.mask = static_cast<const uint8_t*>(mask_.data());
+    p.sequence_lengths = static_cast<const int32_t*>(lengths_.data());
+    steps_ = p.row_splits != nullptr ? x_.shape().dims[0] : p.batch * p.timesteps;
   }
+
+  int64_t batch() const { return problem_.batch; }
+  int64_t ReserveValues() const { return steps_ * 5 * problem_.units; }
+
+  // Bytes of workspace; `save`: gates are saved, `have_reserve`: they were.
+  size_t ForwardWorkspace(bool save) const {
+    LstmForward call;
+    call.problem = problem_;
+    if (save) call.reserve = &call;  // not followed: only whether there is one counts
+    size_t bytes = 0;
+    ThrowIfError(CudaForwardWorkspaceBytes(call, steps_, &bytes));
+    return bytes;
+  }
+
+  size_t BackwardWorkspace(bool have_reserve) const {
+    LstmBackward call;
+    call.problem = problem_;
+    if (have_reserve) call.reserve = &call;  // likewise
+    size_t bytes = 0;
+    ThrowIfError(CudaBackwardWorkspaceBytes(call, steps_, &bytes));
+    return bytes;
+  }
+
+  void Forward(const py::tuple& results, const py::object& workspace, size_t workspace_bytes,
+               const py::object& bad_length, uintptr_t stream) const {
+    const DeviceTensor outputs("outputs", results[0]), h("h", results[1]), c("c", results[2]),
+        reserve("reserve", results[3]), memory("workspace", workspace),
+        flag("bad_length", bad_length);
+    LstmForward call;
+    call.problem = problem_;
+    call.outputs = outputs.data();
+    call.h = h.data();
+    call.c = c.data();
+    call.reserve = reserve.data();
+    call.workspace = memory.data();
+    call.workspace_bytes = workspace_bytes;
+    int32_t* const bad = static_cast<int32_t*>(flag.data());
+    if (bad != nullptr) ThrowIfError(ClearCudaFlag(bad, Stream(stream)));
+    ThrowIfError(RunCudaForward(call, steps_, bad, Stream(stream)));
+    CountCudaCall(ForwardCudaKernel(call), problem_.dtype, Pass::kForward);
+    int32_t value = 0;
+    if (bad != nullptr) ThrowIfError(ReadCudaFlag(bad, Stream(stream), &value));
+    if (value == 0) return;
+    throw py::value_error(
+        problem_.row_splits != nullptr
+            ? "row_splits: expected them to rise from 0 to the number of values, got others"
+            : "sequence_lengths: expected values in [0, timesteps], got others");
+  }
+
+  void Backward(const py::object& reserve, const py::tuple& upstream, const py::tuple& results,
+                const py::object& scratch, const py::object& workspace, size_t workspace_bytes,
+                uintptr_t stream) const {
+    const DeviceTensor saved("reserve", reserve), d_outputs("d_outputs", upstream[0]),
+        d_h("d_h", upstream[1]), d_c("d_c", upstream[2]), dx("dx", results[0]),
+        d_kernel("d_kernel", results[1]), d_recurrent_kernel("d_recurrent_kernel", results[2]),
+        d_bias("d_bias", results[3]), dh0("dh0", results[4]), dc0("dc0", results[5]),
+        space("scratch", scratch), memory("workspace", workspace);
+    for (const DeviceTensor* t : {&d_outputs, &d_h, &d_c}) t->ExpectLike(x_);
+    saved.ExpectReserve(problem_.dtype, ReserveValues(), x_);
+    LstmBackward call;
+    call.problem = problem_;
+    ThrowIfError(
+        CheckResultGradients(problem_, steps_, d_outputs.shape(), d_h.shape(), d_c.shape()));
+    call.reserve = saved.data();
+    call.scratch = space.data();
+    call.d_outputs = d_outputs.data();
+    call.d_h = d_h.data();
+    call.d_c = d_c.data();
+    call.dx = dx.data();
+    call.d_kernel = d_kernel.data();
+    call.d_recurrent_kernel = d_recurrent_kernel.data();
+    call.d_bias = d_bias.data();
+    call.dh0 = dh0.data();
+    call.dc0 = dc0.data();
+    call.workspace = memory.data();
+    call.workspace_bytes = workspace_bytes;
+    ThrowIfError(RunCudaBackward(call, steps_, nullptr, Stream(stream)));
+    CountCudaCall(BackwardCudaKernel(call), problem_.dtype, Pass::kBackward);
+  }
+
+ private:
+  const DeviceTensor x_, kernel_, recurrent_kernel_, bias_, h0_, c0_, mask_, lengths_,
+      input_factors_, recurrent_factors_, row_splits_;
+  LstmProblem problem_;
+  int64_t steps_ = 0;
 };
 
-CUstream_st* Stream(uintptr_t handle) { return reinterpret_cast<CUstream_st*>(handle); }
-
-// Bytes of workspace; `save`: gates are saved.
-size_t ForwardWorkspace(const py::tuple& arrays, const py::tuple& options, bool save) {
-  const Inputs inputs(arrays);
-  LstmForward call;
-  call.problem = inputs.Problem(options);
-  if (save) call.reserve = &call;  // not followed: only whether there is one counts
-  size_t bytes = 0;
-  ThrowIfError(
-      CudaForwardWorkspaceBytes(call, call.problem.batch * call.problem.timesteps, &bytes));
-  return bytes;
-}
-
-void Forward(const py::tuple& arrays, const py::tuple& options, const py::tuple& results,
-             const py::object& workspace, size_t workspace_bytes, uintptr_t stream) {
-  const Inputs inputs(arrays);
-  const DeviceTensor outputs("outputs", results[0]), h("h", results[1]), c("c", results[2]),
-      reserve("reserve", results[3]), memory("workspace", workspace);
-  LstmForward call;
-  call.problem = inputs.Problem(options);
-  call.outputs = outputs.data();
-  call.h = h.data();
-  call.c = c.data();
-  call.reserve = reserve.data();
-  call.workspace = memory.data();
-  call.workspace_bytes = workspace_bytes;
-  const int64_t steps = call.problem.batch * call.problem.timesteps;
-  ThrowIfError(RunCudaForward(call, steps, nullptr, Stream(stream)));
-}
-
-size_t BackwardWorkspace(const py::tuple& arrays, const py::tuple& options) {
-  const Inputs inputs(arrays);
-  LstmBackward call;
-  call.problem = inputs.Problem(options);
-  size_t bytes = 0;
-  ThrowIfError(
-      CudaBackwardWorkspaceBytes(call, call.problem.batch * call.problem.timesteps, &bytes));
-  return bytes;
-}
-
-void Backward(const py::tuple& arrays, const py::tuple& options, const py::object& reserve,
-              const py::tuple& upstream, const py::tuple& results, const py::object& scratch,
-              const py::object& workspace, size_t workspace_bytes, uintptr_t stream) {
-  const Inputs inputs(arrays);
-  const DeviceTensor saved("reserve", reserve), d_outputs("d_outputs", upstream[0]),
-      d_h("d_h", upstream[1]), d_c("d_c", upstream[2]), dx("dx", results[0]),
-      d_kernel("d_kernel", results[1]), d_recurrent_kernel("d_recurrent_kernel", results[2]),
-      d_bias("d_bias", results[3]), dh0("dh0", results[4]), dc0("dc0", results[5]),
-      space("scratch", scratch), memory("workspace", workspace);
-  for (const DeviceTensor* t : {&d_outputs, &d_h, &d_c}) t->ExpectLike(inputs.x);
-  LstmBackward call;
-  call.problem = inputs.Problem(options);
-  ThrowIfError(CheckResultGradients(call.problem, d_outputs.shape(), d_h.shape(), d_c.shape()));
-  call.reserve = saved.data();
-  call.scratch = space.data();
-  call.d_outputs = d_outputs.data();
-  call.d_h = d_h.data();
-  call.d_c = d_c.data();
-  call.dx = dx.data();
-  call.d_kernel = d_kernel.data();
-  call.d_recurrent_kernel = d_recurrent_kernel.data();
-  call.d_bias = d_bias.data();
-  call.dh0 = dh0.data();
-  call.dc0 = dc0.data();
-  call.workspace = memory.data();
-  call.workspace_bytes = workspace_bytes;
-  const int64_t steps = call.problem.batch * call.problem.timesteps;
-  ThrowIfError(RunCudaBackward(call, steps, nullptr, Stream(stream)));
+std::map<std::string, int64_t> Calls() {
+  std::map<std::string, int64_t> calls;
+  char name[64];
+  for (int i = 0;; ++i) {
+    const int64_t count = KernelCalls(i, name, sizeof(name));
+    if (count < 0) return calls;
+    if (count > 0) calls[name] = count;
+  }
 }
 
 }  // namespace
@@ -212,8 +282,13 @@ void Backward(const py::tuple& arrays, const py::tuple& options, const py::objec
 PYBIND11_MODULE(_cuda, m) {
   using namespace masked_lstm;
   m.doc() = "The masked LSTM on a CUDA device; use masked_lstm.cuda.";
-  m.def("forward_workspace", ForwardWorkspace);
-  m.def("forward", Forward);
-  m.def("backward_workspace", BackwardWorkspace);
-  m.def("backward", Backward);
+  py::class_<Call>(m, "Call")
+      .def(py::init<const py::tuple&, const py::tuple&>())
+      .def_property_readonly("batch", &Call::batch)
+      .def_property_readonly("reserve_values", &Call::ReserveValues)
+      .def("forward_workspace", &Call::ForwardWorkspace)
+      .def("forward", &Call::Forward)
+      .def("backward_workspace", &Call::BackwardWorkspace)
+      .def("backward", &Call::Backward);
+  m.def("kernel_calls", Calls);
 }

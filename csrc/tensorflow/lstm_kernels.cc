@@ -2,19 +2,16 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <utility>
 
 #include "cpu/isa.h"
-#include "host/arguments.h"
 #include "host/environment.h"
 #include "host/huge_pages.h"
 #include "host/kernel_calls.h"
 #include "host/parallel_region.h"
 #include "lstm.h"
-#include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/framework/tensor.h"
 #include "tensorflow/core/lib/core/threadpool.h"
+#include "tensorflow/lstm_op_base.h"
 
 namespace masked_lstm {
 namespace {
@@ -25,34 +22,6 @@ using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
-absl::Status ToAbsl(const Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return status.code == StatusCode::kUnsupported ? absl::UnimplementedError(status.message)
-                                                 : absl::InvalidArgumentError(status.message);
-}
-
-ArgumentShape ShapeOf(const Tensor& tensor) {
-  ArgumentShape shape;
-  shape.rank = tensor.dims();
-  for (int i = 0; i < shape.rank && i < 3; ++i) shape.dims[i] = tensor.dim_size(i);
-  return shape;
-}
-
-DType DTypeOf(const Tensor& tensor) {
-  switch (tensor.dtype()) {
-    case tensorflow::DT_DOUBLE:
-      return DType::kFloat64;
-    case tensorflow::DT_HALF:
-      return DType::kFloat16;
-    case tensorflow::DT_BFLOAT16:
-      return DType::kBFloat16;
-    default:
-      return DType::kFloat32;
-  }
-}
-
-const void* Data(const Tensor& tensor) { return tensor.data(); }
-void* MutableData(Tensor* tensor) { return tensor->data(); }
 // Of a tensor just allocated.
 void* FreshData(Tensor* tensor) {
   AdviseHugePages(tensor->data(), tensor->TotalBytes());
@@ -103,96 +72,24 @@ class SpareWorkspace {
   Tensor kept_;
 };
 
-// What the forward op and its gradient share: attributes and the first nine inputs.
-class LstmOpBase : public OpKernel {
+// An op on the CPU: the instruction set, the valid steps, memory used again.
+class CpuLstmOp : public LstmOpBase {
  public:
-  explicit LstmOpBase(OpKernelConstruction* construction) : OpKernel(construction) {
-    OP_REQUIRES_OK(construction, construction->GetAttr("go_backwards", &go_backwards_));
-    OP_REQUIRES_OK(construction,
-                   construction->GetAttr("zero_output_for_mask", &zero_output_for_mask_));
-    OP_REQUIRES_OK(construction, construction->GetAttr("return_sequences", &return_sequences_));
-    ReadActivation(construction, "activation", &activation_);
-    ReadActivation(construction, "recurrent_activation", &recurrent_activation_);
-  }
+  using LstmOpBase::LstmOpBase;
 
  protected:
-  absl::Status ReadProblem(OpKernelContext* context, LstmProblem* p, int64_t* steps) const {
-    const Tensor& mask = context->input(6);
-    ArgumentShapes shapes{ShapeOf(context->input(0)),
-                          ShapeOf(context->input(1)),
-                          ShapeOf(context->input(2)),
-                          ShapeOf(context->input(3)),
-                          ShapeOf(context->input(4)),
-                          ShapeOf(context->input(5)),
-                          {},
-                          {},
-                          {},
-                          {},
-                          {}};
-    if (mask.dtype() == tensorflow::DT_BOOL) {
-      shapes.mask = ShapeOf(mask);
-      p->mask = static_cast<const uint8_t*>(Data(mask));
-    } else if (mask.dtype() == tensorflow::DT_INT64) {
-      shapes.row_splits = ShapeOf(mask);
-      p->row_splits = static_cast<const int64_t*>(Data(mask));
-    } else if (mask.dims() > 0) {
-      shapes.sequence_lengths = ShapeOf(mask);
-      p->sequence_lengths = static_cast<const int32_t*>(Data(mask));
-    }
-    const Tensor &input_factors = context->input(7), &recurrent_factors = context->input(8);
-    const bool scale_x = input_factors.shape() != TensorShape({0});
-    const bool scale_h = recurrent_factors.shape() != TensorShape({0});
-    if (scale_x) shapes.input_factors = ShapeOf(input_factors);
-    if (scale_h) shapes.recurrent_factors = ShapeOf(recurrent_factors);
-    TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
+  absl::Status ReadCpuProblem(OpKernelContext* context, LstmProblem* p, int64_t* steps) const {
+    TF_RETURN_IF_ERROR(ReadProblem(context, /*on_host=*/true, p));
     TF_RETURN_IF_ERROR(ToAbsl(IsaFromEnvironment(&p->isa)));
-    p->dtype = DTypeOf(context->input(0));
-    p->go_backwards = go_backwards_;
-    p->zero_output_for_mask = zero_output_for_mask_;
-    p->return_sequences = return_sequences_;
-    p->activation = activation_;
-    p->recurrent_activation = recurrent_activation_;
-    if (scale_x) p->input_factors = Data(input_factors);
-    if (scale_h) p->recurrent_factors = Data(recurrent_factors);
-    p->x = Data(context->input(0));
-    p->kernel = Data(context->input(1));
-    p->recurrent_kernel = Data(context->input(2));
-    p->bias = Data(context->input(3));
-    p->h0 = Data(context->input(4));
-    p->c0 = Data(context->input(5));
     return ToAbsl(CountValidSteps(*p, steps));
   }
 
-  static int64_t ReserveBytes(const LstmProblem& p, int64_t steps) {
-    return steps * 5 * p.units * ComputeBytes(p.dtype);
-  }
-
-  // Of x, and of outputs: every step of every row.
-  static TensorShape SequencesShape(const LstmProblem& p, int64_t width) {
-    if (p.row_splits != nullptr) return TensorShape({p.row_splits[p.batch], width});
-    return TensorShape({p.batch, p.timesteps, width});
-  }
-
-  static TensorShape StateShape(const LstmProblem& p) { return TensorShape({p.batch, p.units}); }
-
- protected:
   SpareWorkspace spare_;
-
- private:
-  static void ReadActivation(OpKernelConstruction* construction, const char* attribute,
-                             Activation* activation) {
-    std::string name;
-    OP_REQUIRES_OK(construction, construction->GetAttr(attribute, &name));
-    OP_REQUIRES_OK(construction, ToAbsl(ParseActivation(attribute, name.c_str(), activation)));
-  }
-
-  bool go_backwards_, zero_output_for_mask_, return_sequences_;
-  Activation activation_, recurrent_activation_;
 };
 
-class LstmOp : public LstmOpBase {
+class LstmOp : public CpuLstmOp {
  public:
-  explicit LstmOp(OpKernelConstruction* construction) : LstmOpBase(construction) {
+  explicit LstmOp(OpKernelConstruction* construction) : CpuLstmOp(construction) {
     OP_REQUIRES_OK(construction, construction->GetAttr("save_reserve", &save_reserve_));
   }
 
@@ -200,7 +97,7 @@ class LstmOp : public LstmOpBase {
     LstmForward call;
     LstmProblem& p = call.problem;
     int64_t steps = 0;
-    OP_REQUIRES_OK(context, ReadProblem(context, &p, &steps));
+    OP_REQUIRES_OK(context, ReadCpuProblem(context, &p, &steps));
 
     // In a graph the executor knows whether a gradient or anybody else reads an output.
     const bool save = save_reserve_ && context->output_required(3);
@@ -208,9 +105,9 @@ class LstmOp : public LstmOpBase {
     Tensor *outputs = nullptr, *h = nullptr, *c = nullptr, *reserve = nullptr, workspace;
     if (write_outputs) {
       OP_REQUIRES_OK(
-          context,
-          context->allocate_output(
-              0, p.return_sequences ? SequencesShape(p, p.units) : StateShape(p), &outputs));
+          context, context->allocate_output(
+                       0, p.return_sequences ? SequencesShape(context, p, p.units) : StateShape(p),
+                       &outputs));
       call.outputs = FreshData(outputs);
     }
     OP_REQUIRES_OK(context, context->allocate_output(1, StateShape(p), &h));
@@ -237,37 +134,22 @@ class LstmOp : public LstmOpBase {
   bool save_reserve_;
 };
 
-class LstmGradOp : public LstmOpBase {
+class LstmGradOp : public CpuLstmOp {
  public:
-  using LstmOpBase::LstmOpBase;
+  using CpuLstmOp::CpuLstmOp;
 
   void Compute(OpKernelContext* context) override {
-    constexpr int kReserve = 9, kDOutputs = 10, kDH = 11, kDC = 12;
     LstmBackward call;
     LstmProblem& p = call.problem;
     int64_t steps = 0;
-    OP_REQUIRES_OK(context, ReadProblem(context, &p, &steps));
-    OP_REQUIRES_OK(context, ToAbsl(CheckResultGradients(p, ShapeOf(context->input(kDOutputs)),
-                                                        ShapeOf(context->input(kDH)),
-                                                        ShapeOf(context->input(kDC)))));
-    const Tensor& reserve = context->input(kReserve);
+    OP_REQUIRES_OK(context, ReadCpuProblem(context, &p, &steps));
     const TensorShape scratch_shape({ReserveBytes(p, steps)});
-    if (reserve.NumElements() > 0) {
-      OP_REQUIRES(
-          context, reserve.shape() == scratch_shape,
-          absl::InvalidArgumentError(absl::StrCat(
-              "reserve: expected shape ", scratch_shape.DebugString(), " as MaskedLstm gave",
-              " for the same inputs, got ", reserve.shape().DebugString())));
-      call.reserve = Data(reserve);
-    }
-    call.d_outputs = Data(context->input(kDOutputs));
-    call.d_h = Data(context->input(kDH));
-    call.d_c = Data(context->input(kDC));
+    OP_REQUIRES_OK(context, ReadUpstream(context, PaddedSteps(context, p), scratch_shape, &call));
 
     const struct {
       TensorShape shape;
       void** data;
-    } results[] = {{SequencesShape(p, p.input_dim), &call.dx},
+    } results[] = {{SequencesShape(context, p, p.input_dim), &call.dx},
                    {TensorShape({p.input_dim, 4 * p.units}), &call.d_kernel},
                    {TensorShape({p.units, 4 * p.units}), &call.d_recurrent_kernel},
                    {TensorShape({4 * p.units}), &call.d_bias},
@@ -283,7 +165,7 @@ class LstmGradOp : public LstmOpBase {
     // The reserve itself is the scratch memory when nobody else holds it.
     Tensor scratch;
     std::unique_ptr<Tensor> reused = context->forward_input(
-        kReserve, OpKernelContext::Params::kNoReservation, tensorflow::DT_UINT8, scratch_shape,
+        kReserveInput, OpKernelContext::Params::kNoReservation, tensorflow::DT_UINT8, scratch_shape,
         tensorflow::DEVICE_MEMORY, tensorflow::AllocatorAttributes());
     if (reused != nullptr) {
       scratch = *reused;

@@ -12,7 +12,7 @@ def kernel_calls():
     """
     total = {}
     # A binding that was never loaded has served no call.
-    for name in ("masked_lstm.core", "masked_lstm.ops"):
+    for name in ("masked_lstm.core", "masked_lstm.cuda", "masked_lstm.ops"):
         if name in sys.modules:
             for kernel, count in sys.modules[name].kernel_calls().items():
                 total[kernel] = total.get(kernel, 0) + count

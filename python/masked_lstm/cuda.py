@@ -1,8 +1,11 @@
 """The LSTM over arrays on a CUDA device (PyTorch, CuPy); needs no TensorFlow.
 
 Experimental: the kernels have been tested on a CPU only (tests/cuda_host). Letters as in
-masked_lstm.core. Everything runs on the library's current stream; nothing waits for the device.
+masked_lstm.core. Everything runs on the library's current stream; nothing waits for the device,
+unless MASKED_LSTM_CHECK_LENGTHS=1 asks for lengths out of range to be reported.
 """
+
+import os
 
 from masked_lstm.results import Forward, Gradients
 
@@ -17,6 +20,11 @@ def available():
     return _cuda is not None
 
 
+def kernel_calls():
+    """Calls through this module, by kernel; masked_lstm.kernel_calls() counts all bindings."""
+    return {} if _cuda is None else _cuda.kernel_calls()
+
+
 class _Torch:
     """What is needed of PyTorch."""
 
@@ -25,24 +33,23 @@ class _Torch:
 
         self.torch, self.device = torch, array.device
         self.stream = torch.cuda.current_stream(array.device).cuda_stream
+        self.float32, self.float64 = torch.float32, torch.float64
+        self.uint8, self.int32, self.int64 = torch.uint8, torch.int32, torch.int64
+
+    def on_device(self):
+        return self.torch.cuda.device(self.device)
 
     def empty(self, shape, dtype):
         return self.torch.empty(shape, dtype=dtype, device=self.device)
 
-    def compute_dtype(self, dtype):
-        return self.torch.float64 if dtype == self.torch.float64 else self.torch.float32
-
-    def byte(self):
-        return self.torch.uint8
-
     def capsule(self, array):
-        return None if array is None else self.torch.utils.dlpack.to_dlpack(array.detach())
+        return self.torch.utils.dlpack.to_dlpack(array.detach())
 
-    def mask(self, mask):
-        return None if mask is None else mask.to(self.torch.uint8).contiguous()
-
-    def lengths(self, lengths):
-        return None if lengths is None else lengths.to(self.torch.int32).contiguous()
+    def cast(self, array, dtype):
+        array = self.torch.as_tensor(array)
+        if dtype == self.int32:  # keeps a length that int32 cannot hold out of range
+            array = array.clamp(-1, 2**31 - 1)
+        return array.to(dtype).contiguous()
 
 
 class _CuPy:
@@ -51,30 +58,24 @@ class _CuPy:
     def __init__(self, array):
         import cupy
 
-        self.cupy = cupy
+        self.cupy, self.device = cupy, array.device
         self.stream = cupy.cuda.get_current_stream().ptr
+        self.float32, self.float64 = cupy.float32, cupy.float64
+        self.uint8, self.int32, self.int64 = cupy.uint8, cupy.int32, cupy.int64
+
+    def on_device(self):
+        return self.device
 
     def empty(self, shape, dtype):
         return self.cupy.empty(shape, dtype)
 
-    def compute_dtype(self, dtype):
-        return self.cupy.float64 if dtype == self.cupy.float64 else self.cupy.float32
-
-    def byte(self):
-        return self.cupy.uint8
-
     def capsule(self, array):
-        return None if array is None else array.toDlpack()
+        return array.__dlpack__(stream=-1)  # all of it runs on one stream: nothing to wait for
 
-    def mask(self, mask):
-        return None if mask is None else self.cupy.ascontiguousarray(mask.astype(self.cupy.uint8))
-
-    def lengths(self, lengths):
-        return (
-            None
-            if lengths is None
-            else self.cupy.ascontiguousarray(lengths.astype(self.cupy.int32))
-        )
+    def cast(self, array, dtype):
+        if dtype == self.int32:
+            array = self.cupy.clip(array, -1, 2**31 - 1)
+        return self.cupy.ascontiguousarray(self.cupy.asarray(array).astype(dtype))
 
 
 def _library(array):
@@ -88,11 +89,52 @@ def _library(array):
     return (_Torch if name == "torch" else _CuPy)(array)
 
 
-def _arguments(library, arrays, mask, sequence_lengths, initial_state):
-    h0, c0 = initial_state if initial_state is not None else (None, None)
-    given = (*arrays, h0, c0, library.mask(mask), library.lengths(sequence_lengths))
-    # A capsule is used up by one call.
-    return given, lambda: tuple(library.capsule(array) for array in given)
+class _Call:
+    """A call's arguments, checked, and what its results are made with."""
+
+    def __init__(
+        self,
+        library,
+        arrays,
+        mask,
+        sequence_lengths,
+        row_splits,
+        initial_state,
+        factors,
+        flags,
+        activations,
+    ):
+        if initial_state is None:
+            initial_state = (None, None)
+        if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2:
+            got = type(initial_state).__name__
+            raise ValueError(f"initial_state: expected two arrays (h, c), got {got}")
+        masks = ((mask, library.uint8), (sequence_lengths, library.int32))
+        masks = [None if m is None else library.cast(m, dtype) for m, dtype in masks]
+        splits = None if row_splits is None else library.cast(row_splits, library.int64)
+        given = (*arrays, *initial_state, *masks, *factors, splits)
+        for name, array in zip(("inputs", "kernel", "recurrent_kernel"), arrays, strict=False):
+            if array is None:
+                raise TypeError(f"{name}: expected an array, got None")
+        self.library, self.keep = library, given
+        self.native = _cuda.Call(self.capsules(given), (*map(bool, flags), *map(str, activations)))
+        self.inputs, self.units = arrays[0], arrays[2].shape[0]
+        self.dtype = self.inputs.dtype
+        double = self.dtype == library.float64
+        self.compute_dtype = library.float64 if double else library.float32
+
+    def capsules(self, arrays):
+        library = self.library
+        return tuple(None if array is None else library.capsule(array) for array in arrays)
+
+    def empty(self, *shape, dtype=None):
+        return self.library.empty(shape, self.dtype if dtype is None else dtype)
+
+    def reserve(self):
+        return self.empty(max(1, self.native.reserve_values), dtype=self.compute_dtype)
+
+    def workspace(self, size):
+        return self.library.capsule(self.empty(size, dtype=self.library.uint8)), size
 
 
 def forward(
@@ -103,42 +145,52 @@ def forward(
     *,
     mask=None,
     sequence_lengths=None,
+    row_splits=None,
     initial_state=None,
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
     activation="tanh",
     recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
     save_reserve=False,
 ):
     """As masked_lstm.core.forward, with arrays of PyTorch or CuPy on one GPU.
 
-    Lengths outside [0,T] are clamped, since looking at them would mean to wait for the device.
+    Lengths outside [0,T] are clamped and row_splits made to rise from 0 to the values, since to
+    look at them would mean to wait for the device. MASKED_LSTM_CHECK_LENGTHS=1 in the environment
+    waits, and raises ValueError for them.
+
+    The reserve has room for every timestep, masked or not: how many are valid is not known here.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype, device or layout. RuntimeError: what CUDA says.
+        ValueError, TypeError: a wrong shape, dtype, device or layout. MemoryError, RuntimeError:
+        what CUDA says, perhaps of an earlier call.
     """
     library = _library(inputs)
-    given, arguments = _arguments(
-        library, (inputs, kernel, recurrent_kernel, bias), mask, sequence_lengths, initial_state
-    )
-    options = (go_backwards, zero_output_for_mask, return_sequences, activation)
-    options = (*map(bool, options[:3]), options[3], recurrent_activation)
-    workspace_bytes = _cuda.forward_workspace(arguments(), options, bool(save_reserve))
-    batch, timesteps, _ = inputs.shape
-    units, dtype = recurrent_kernel.shape[0], inputs.dtype
-    shape = (batch, timesteps, units) if return_sequences else (batch, units)
-    results = [library.empty(shape, dtype)]
-    results += [library.empty((batch, units), dtype) for _ in range(2)]
-    reserve = None
-    if save_reserve:
-        values = max(1, batch * timesteps * 5 * units)
-        reserve = library.empty((values,), library.compute_dtype(dtype))
-    workspace = library.empty((max(1, workspace_bytes),), library.byte())
-    capsules = tuple(library.capsule(array) for array in (*results, reserve))
-    _cuda.forward(
-        arguments(), options, capsules, library.capsule(workspace), workspace_bytes, library.stream
-    )
+    with library.on_device():
+        call = _Call(
+            library,
+            (inputs, kernel, recurrent_kernel, bias),
+            mask,
+            sequence_lengths,
+            row_splits,
+            initial_state,
+            (input_factors, recurrent_factors),
+            (go_backwards, zero_output_for_mask, return_sequences),
+            (activation, recurrent_activation),
+        )
+        native, units = call.native, call.units
+        workspace = call.workspace(native.forward_workspace(bool(save_reserve)))
+        steps = inputs.shape[:-1] if return_sequences else (native.batch,)
+        results = [call.empty(*steps, units)]
+        results += [call.empty(native.batch, units) for _ in range(2)]
+        reserve = call.reserve() if save_reserve else None
+        check = os.environ.get("MASKED_LSTM_CHECK_LENGTHS", "0") not in ("", "0")
+        checked = check and (sequence_lengths is not None or row_splits is not None)
+        flag = library.capsule(call.empty(1, dtype=library.int32)) if checked else None
+        native.forward(call.capsules((*results, reserve)), *workspace, flag, library.stream)
     return Forward(*results, reserve)
 
 
@@ -154,36 +206,40 @@ def backward(
     *,
     mask=None,
     sequence_lengths=None,
+    row_splits=None,
     initial_state=None,
     go_backwards=False,
     zero_output_for_mask=False,
     return_sequences=True,
     activation="tanh",
     recurrent_activation="sigmoid",
+    input_factors=None,
+    recurrent_factors=None,
 ):
-    """As masked_lstm.core.backward; `reserve` must be that of `forward` and is overwritten."""
+    """As masked_lstm.core.backward; `reserve` must be that of `forward` and is overwritten. None:
+    the forward pass is computed again, with the same bits."""
     library = _library(inputs)
-    given, arguments = _arguments(
-        library, (inputs, kernel, recurrent_kernel, bias), mask, sequence_lengths, initial_state
-    )
-    flags = (bool(go_backwards), bool(zero_output_for_mask), bool(return_sequences))
-    options = (*flags, activation, recurrent_activation)
-    workspace_bytes = _cuda.backward_workspace(arguments(), options)
-    batch, timesteps, input_dim = inputs.shape
-    units, dtype = recurrent_kernel.shape[0], inputs.dtype
-    shapes = [(batch, timesteps, input_dim), (input_dim, 4 * units), (units, 4 * units)]
-    shapes += [(4 * units,), (batch, units), (batch, units)]
-    results = [library.empty(shape, dtype) for shape in shapes]
-    workspace = library.empty((max(1, workspace_bytes),), library.byte())
-    _cuda.backward(
-        arguments(),
-        options,
-        library.capsule(reserve),
-        tuple(library.capsule(array) for array in (d_outputs, d_h, d_c)),
-        tuple(library.capsule(array) for array in results),
-        library.capsule(reserve),
-        library.capsule(workspace),
-        workspace_bytes,
-        library.stream,
-    )
+    with library.on_device():
+        call = _Call(
+            library,
+            (inputs, kernel, recurrent_kernel, bias),
+            mask,
+            sequence_lengths,
+            row_splits,
+            initial_state,
+            (input_factors, recurrent_factors),
+            (go_backwards, zero_output_for_mask, return_sequences),
+            (activation, recurrent_activation),
+        )
+        native, units, input_dim = call.native, call.units, inputs.shape[-1]
+        workspace = call.workspace(native.backward_workspace(reserve is not None))
+        scratch = call.reserve() if reserve is None else reserve
+        shapes = [inputs.shape, (input_dim, 4 * units), (units, 4 * units)]
+        shapes += [(4 * units,), (native.batch, units), (native.batch, units)]
+        results = [call.empty(*shape) for shape in shapes]
+        reserve, scratch = call.capsules((reserve, scratch))
+        upstream = call.capsules((d_outputs, d_h, d_c))
+        native.backward(
+            reserve, upstream, call.capsules(results), scratch, *workspace, library.stream
+        )
     return Gradients(*results)

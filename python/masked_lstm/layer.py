@@ -13,6 +13,8 @@ import warnings
 import keras
 from keras.src.backend import get_keras_mask  # the mask a tensor carries; no public accessor
 
+from . import gpus
+
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _ON_TENSORFLOW:
     import tensorflow as tf
@@ -98,6 +100,13 @@ def _gpu_in_use() -> bool:
         return False
     # An eager tensor tells where it was placed, a graph tensor where it was asked to be, if at all.
     return "CPU" not in tf.zeros(()).device.upper()
+
+
+@functools.cache
+def _capabilities() -> list[str]:
+    """The compute capability of each GPU that TensorFlow may use, such as "9.0"."""
+    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
+    return [".".join(map(str, gpu.get("compute_capability", ["unknown"]))) for gpu in details]
 
 
 @keras.saving.register_keras_serializable(package="masked_lstm")
@@ -217,12 +226,10 @@ class LSTM(keras.layers.LSTM):
             return "backend='keras' was asked for"
         if reason := never_fused(self):
             return reason
-        if self.backend == "auto" and _gpu_in_use():
-            return (
-                "a GPU is in use and the fused op runs on the CPU only "
-                "(backend='fused' takes it all the same)"
-            )
-        return None
+        if not _gpu_in_use():
+            return None
+        judge = gpus.not_chosen if self.backend == "auto" else gpus.not_possible
+        return judge(_capabilities(), gpus.built_for())
 
     @staticmethod
     def _tracing_reason():

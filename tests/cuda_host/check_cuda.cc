@@ -1,6 +1,7 @@
-// The CUDA kernels on the host executor, against the CPU core (which the Python tests hold to the
-// specification): every dtype, kind of mask and option, more rows than slots, several groups and
-// blocks; the same bits in every order of the threads, alone and in a batch.
+// The calls of cuda_lstm.h on the host executor, against the CPU core (which the Python tests hold
+// to the specification): every dtype, kind of mask and option, more rows than slots, several groups
+// and blocks; the same bits in every order of the threads, on devices of every size, alone and in a
+// batch; and every fault of CUDA's runtime. Prints the address of each kernel that ran.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -9,8 +10,9 @@
 #include <random>
 #include <vector>
 
-#include "cuda/run.cuh"
-#include "cuda_host.h"
+#include "cuda/cuda_lstm.h"
+#include "cuda/scalar.cuh"
+#include "cuda_runtime.h"
 
 namespace {
 
@@ -23,19 +25,6 @@ void Fail(const char* what, const char* dtype, int options) {
   ++failures;
 }
 
-// CUDA's launches for run.cuh.
-struct Launcher {
-  unsigned seed = 0;
-
-  template <typename... Parameters, typename... Arguments>
-  void operator()(void (*kernel)(Parameters...), int blocks, int blocks_y, int threads,
-                  size_t shared_bytes, bool cooperative, Arguments... arguments) {
-    cuda_host::Launch(blocks, blocks_y, threads, shared_bytes, cooperative, ++seed,
-                      [&] { kernel(arguments...); });
-  }
-  void Clear(void* memory, size_t bytes) { std::memset(memory, 0, bytes); }
-};
-
 template <typename T>
 constexpr DType kDType = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
 template <>
@@ -44,6 +33,10 @@ template <>
 constexpr DType kDType<BFloat16> = DType::kBFloat16;
 
 enum class Mask { kNone, kLengths, kHoles, kEmpty, kRagged };
+
+// Bits of `options`.
+constexpr int kBackwards = 1, kZeros = 2, kLastOnly = 4, kNoOptional = 8, kOtherActivations = 16,
+              kInputFactors = 32, kRecurrentFactors = 64, kRecompute = 128;
 
 struct Shape {
   int64_t batch, timesteps, input_dim, units;
@@ -61,11 +54,13 @@ template <typename T>
 struct Problem {
   Shape shape;
   std::vector<T> x, kernel, recurrent_kernel, bias, h0, c0, d_outputs, d_h, d_c;
+  std::vector<T> input_factors, recurrent_factors;
   std::vector<uint8_t> mask;
   std::vector<int32_t> lengths;
   std::vector<int64_t> row_splits;
   LstmProblem p;
   int64_t x_rows, steps;
+  bool recompute;
 
   Problem(const Shape& s, Mask kind, int options) : shape(s) {
     std::mt19937 random(7);
@@ -90,21 +85,26 @@ struct Problem {
       p.timesteps = B == 0 ? 0 : *std::max_element(lengths.begin(), lengths.end());
       p.row_splits = row_splits.data();
     }
-    p.go_backwards = options & 1;
-    p.zero_output_for_mask = options & 2;
-    p.return_sequences = !(options & 4);
+    p.go_backwards = options & kBackwards;
+    p.zero_output_for_mask = options & kZeros;
+    p.return_sequences = !(options & kLastOnly);
+    recompute = options & kRecompute;
     p.isa = Isa::kGeneric;
-    if (options & 16) {
+    if (options & kOtherActivations) {
       p.activation = Activation::kSoftsign, p.recurrent_activation = Activation::kHardSigmoid;
     }
     p.x = x.data(), p.kernel = kernel.data(), p.recurrent_kernel = recurrent_kernel.data();
-    if (!(options & 8)) p.bias = bias.data(), p.h0 = h0.data(), p.c0 = c0.data();
+    if (!(options & kNoOptional)) p.bias = bias.data(), p.h0 = h0.data(), p.c0 = c0.data();
     if (kind == Mask::kHoles || kind == Mask::kEmpty) p.mask = mask.data();
     if (kind == Mask::kLengths) p.sequence_lengths = lengths.data();
     if (!CountValidSteps(p, &steps).ok()) Fail("CountValidSteps", DTypeName(p.dtype), options);
     const int64_t outputs = p.return_sequences ? x_rows * U : B * U;
     d_outputs = Normal<T>(random, outputs, 1);
     d_h = Normal<T>(random, B * U, 1), d_c = Normal<T>(random, B * U, 1);
+    input_factors = Normal<T>(random, 4 * B * D, 1);
+    recurrent_factors = Normal<T>(random, 4 * B * U, 1);
+    if (options & kInputFactors) p.input_factors = input_factors.data();
+    if (options & kRecurrentFactors) p.recurrent_factors = recurrent_factors.data();
   }
 };
 
@@ -135,11 +135,11 @@ Results<T> Run(const Problem<T>& problem, bool on_gpu, bool reserve_is_scratch, 
   LstmForward forward;
   forward.problem = p;
   forward.outputs = r.outputs.data(), forward.h = r.h.data(), forward.c = r.c.data();
-  forward.reserve = reserve.data();
+  if (!problem.recompute || !on_gpu) forward.reserve = reserve.data();
   run_forward(forward);
   LstmBackward backward;
   backward.problem = p;
-  backward.reserve = reserve.data();
+  backward.reserve = forward.reserve;
   backward.scratch = reserve_is_scratch ? reserve.data() : scratch.data();
   backward.d_outputs = problem.d_outputs.data();
   backward.d_h = problem.d_h.data(), backward.d_c = problem.d_c.data();
@@ -171,33 +171,53 @@ Results<T> OnCpu(const Problem<T>& problem) {
       });
 }
 
+// Memory of the size asked for, aligned as device memory is, and full of NaN.
+struct Workspace {
+  std::vector<char> memory;
+
+  template <typename Call>
+  void GiveTo(Call* call, size_t bytes) {
+    memory.assign(bytes + 256, -1);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    call->workspace = memory.data() + (256 - address % 256) % 256;
+    call->workspace_bytes = bytes;
+  }
+};
+
+void Expect(const Status& status) {
+  if (!status.ok()) Fail(status.message, "", 0);
+}
+
+// On simulated device `device`, whose size decides how the work is split.
 template <typename T>
-Results<T> OnExecutor(const Problem<T>& problem, unsigned seed, int resident_blocks,
-                      bool reserve_is_scratch, int32_t* bad_length = nullptr) {
-  std::vector<char> workspace;
-  const cuda::DeviceLimits limits = {problem.x_rows, resident_blocks, bad_length};
-  Launcher launch{seed};
+Results<T> OnExecutor(const Problem<T>& problem, unsigned seed, int device, bool reserve_is_scratch,
+                      int32_t* bad_length = nullptr) {
+  Workspace workspace;
+  size_t bytes = 0;
+  cuda_host::runtime.seed = seed;
+  cuda_host::runtime.device = device;
   return Run<T>(
       problem, true, reserve_is_scratch,
       [&](LstmForward& call) {
-        workspace.assign(cuda::ForwardWorkspaceBytes<T>(call, limits), -1);
-        call.workspace = workspace.data();
-        cuda::RunForward<T>(call, limits, launch);
+        Expect(CudaForwardWorkspaceBytes(call, problem.x_rows, &bytes));
+        workspace.GiveTo(&call, bytes);
+        Expect(RunCudaForward(call, problem.x_rows, bad_length, nullptr));
+        if (call.reserve == nullptr) return;
         // For inference: the same without saved gates.
         std::vector<T> outputs(problem.d_outputs.size());
         LstmForward inference = call;
         inference.outputs = outputs.data(), inference.reserve = nullptr;
-        workspace.assign(cuda::ForwardWorkspaceBytes<T>(inference, limits), -1);
-        inference.workspace = workspace.data();
-        cuda::RunForward<T>(inference, limits, launch);
+        Expect(CudaForwardWorkspaceBytes(inference, problem.x_rows, &bytes));
+        workspace.GiveTo(&inference, bytes);
+        Expect(RunCudaForward(inference, problem.x_rows, bad_length, nullptr));
         if (std::memcmp(outputs.data(), call.outputs, outputs.size() * sizeof(T)) != 0) {
           Fail("saving the gates changes the outputs", DTypeName(problem.p.dtype), 0);
         }
       },
       [&](LstmBackward& call) {
-        workspace.assign(cuda::BackwardWorkspaceBytes<T>(call, limits), -1);
-        call.workspace = workspace.data();
-        cuda::RunBackward<T>(call, limits, launch);
+        Expect(CudaBackwardWorkspaceBytes(call, problem.x_rows, &bytes));
+        workspace.GiveTo(&call, bytes);
+        Expect(RunCudaBackward(call, problem.x_rows, bad_length, nullptr));
       });
 }
 
@@ -234,7 +254,7 @@ void CheckAlone(const Problem<T>& whole, const Results<T>& results, int64_t row,
   one.p.batch = 1, one.x_rows = T_;
   one.p.x = one.x.data(), one.p.mask = one.mask.data();
   if (whole.p.h0 != nullptr) one.p.h0 = one.h0.data(), one.p.c0 = one.c0.data();
-  const Results<T> alone = OnExecutor(one, 99, 64, true);
+  const Results<T> alone = OnExecutor(one, 99, 0, true);
   const bool same = Same(alone.outputs, part(results.outputs, outputs)) &&
                     Same(alone.h, part(results.h, U)) && Same(alone.c, part(results.c, U)) &&
                     Same(alone.dx, part(results.dx, T_ * D)) &&
@@ -243,62 +263,177 @@ void CheckAlone(const Problem<T>& whole, const Results<T>& results, int64_t row,
 }
 
 template <typename T>
+void CheckOne(const Shape& shape, Mask kind, int options) {
+  const Problem<T> problem(shape, kind, options);
+  const Results<T> expected = OnCpu(problem);
+  const Results<T> actual = OnExecutor(problem, 1, 0, false);
+  // Another order of the threads, another device, the reserve overwritten.
+  const Results<T> again = OnExecutor(problem, 1000, 1 + shape.batch % 2, true);
+  const auto a = actual.All(), b = again.All(), right = expected.All();
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!Close(*a[i], *right[i])) {
+      std::fprintf(stderr, "result %zu, mask %d, units %d: ", i, static_cast<int>(kind),
+                   static_cast<int>(shape.units));
+      Fail("differs from the CPU core", DTypeName(problem.p.dtype), options);
+    }
+    if (!Same(*a[i], *b[i])) {
+      Fail("the order of threads matters", DTypeName(problem.p.dtype), options);
+    }
+  }
+  const bool factors = options & (kInputFactors | kRecurrentFactors);
+  if (kind == Mask::kHoles && shape.batch > 1 && shape.timesteps > 0 && !factors) {
+    CheckAlone(problem, actual, shape.batch - 1, options);
+  }
+}
+
+template <typename T>
 void Check() {
+  constexpr int kFactors = kInputFactors | kRecurrentFactors;
   const Shape shapes[] = {{1, 1, 1, 1}, {5, 4, 3, 5},  {19, 5, 9, 17}, {3, 0, 2, 2},   {0, 3, 2, 2},
                           {3, 2, 0, 4}, {2, 3, 5, 70}, {2, 140, 1, 3}, {30, 3, 70, 16}};
   for (const Shape& shape : shapes) {
     const bool large = shape.units > 60 || shape.timesteps > 100 || shape.batch > 20;
     for (Mask kind : {Mask::kNone, Mask::kLengths, Mask::kHoles, Mask::kEmpty, Mask::kRagged}) {
-      for (int options : {0, 1, 2, 5, 8, 16}) {
-        if ((large || sizeof(T) != 4) && (kind != Mask::kHoles || options > 1)) continue;
-        if ((kind == Mask::kNone || kind == Mask::kEmpty) && options != 1) continue;
-        if (kind == Mask::kRagged && (options & 2)) continue;
-        const Problem<T> problem(shape, kind, options);
-        const Results<T> expected = OnCpu(problem);
-        const Results<T> actual = OnExecutor(problem, 1, 64, false);
-        // Another order of the threads, other groups, the reserve overwritten.
-        const Results<T> again = OnExecutor(problem, 1000, 1, true);
-        const auto a = actual.All(), b = again.All(), right = expected.All();
-        for (size_t i = 0; i < a.size(); ++i) {
-          if (!Close(*a[i], *right[i])) {
-            std::fprintf(stderr, "result %zu, mask %d: ", i, static_cast<int>(kind));
-            Fail("differs from the CPU core", DTypeName(problem.p.dtype), options);
-          }
-          if (!Same(*a[i], *b[i]))
-            Fail("the order of threads matters", DTypeName(problem.p.dtype), options);
-        }
-        if (kind == Mask::kHoles && shape.batch > 1 && shape.timesteps > 0) {
-          CheckAlone(problem, actual, shape.batch - 1, options);
-        }
+      for (int options : {0, kBackwards, int{kZeros}, kBackwards | kLastOnly, int{kNoOptional},
+                          int{kOtherActivations}}) {
+        if ((large || sizeof(T) != 4) && (kind != Mask::kHoles || options > kBackwards)) continue;
+        if ((kind == Mask::kNone || kind == Mask::kEmpty) && options != kBackwards) continue;
+        if (kind == Mask::kRagged && (options & kZeros)) continue;
+        CheckOne<T>(shape, kind, options);
       }
+    }
+  }
+  CheckOne<T>({5, 4, 3, 5}, Mask::kHoles, kFactors | kBackwards);
+  if (sizeof(T) != 4) return;
+  CheckOne<T>({11, 3, 70, 21}, Mask::kHoles, kFactors);
+  CheckOne<T>({4, 3, 5, 70}, Mask::kRagged, kFactors | kRecompute | kBackwards);
+  CheckOne<T>({5, 4, 3, 5}, Mask::kLengths, kInputFactors);
+  CheckOne<T>({11, 4, 3, 18}, Mask::kLengths, kRecompute);
+  CheckOne<T>({3, 0, 2, 2}, Mask::kHoles, kRecompute);
+}
+
+// Lengths outside [0,T] and splits that do not rise from 0 to the values are made safe, and
+// reported to who asks.
+void CheckBadLengths() {
+  Problem<float> problem({4, 5, 3, 6}, Mask::kLengths, 0);
+  Problem<float> ragged({4, 5, 3, 6}, Mask::kRagged, 0);
+  problem.lengths = {5, 0, 3, 2};
+  const int64_t values = ragged.x_rows;
+  ragged.row_splits = {0, 2, 2, values, values};
+  int32_t bad_length = 0;
+  const auto run = [&bad_length](const Problem<float>& which, unsigned seed) {
+    const Results<float> results = OnExecutor(which, seed, 0, true, &bad_length);
+    int32_t value = 2;
+    Expect(ReadCudaFlag(&bad_length, nullptr, &value));
+    if (value != bad_length) Fail("the flag is not read", "float32", 0);
+    return results;
+  };
+  const Results<float> good[] = {run(problem, 1), run(ragged, 1)};
+  if (bad_length != 0) Fail("good lengths are reported", "float32", 0);
+  problem.lengths = {INT32_MAX, -3, 3, 2};
+  ragged.row_splits = {-7, 2, 1, INT64_MAX, values - 1};
+  const Results<float> bad_lengths = run(problem, 2);
+  if (bad_length != 1) Fail("bad lengths are not reported", "float32", 0);
+  Expect(ClearCudaFlag(&bad_length, nullptr));
+  const Results<float> bad_splits = run(ragged, 2);
+  if (bad_length != 1) Fail("bad splits are not reported", "float32", 0);
+  for (int which : {0, 1}) {
+    const auto a = good[which].All(), b = (which == 0 ? bad_lengths : bad_splits).All();
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (!Same(*a[i], *b[i])) Fail("bad lengths are not clamped", "float32", which);
     }
   }
 }
 
-// Lengths outside [0,T] are clamped, and reported to who asks.
-void CheckBadLengths() {
-  Problem<float> problem({4, 5, 3, 6}, Mask::kLengths, 0);
-  problem.lengths = {5, 0, 3, 2};
-  int32_t bad_length = 0;
-  const Results<float> good = OnExecutor(problem, 1, 64, true, &bad_length);
-  if (bad_length != 0) Fail("good lengths are reported", "float32", 0);
-  problem.lengths = {INT32_MAX, -3, 3, 2};
-  const Results<float> bad = OnExecutor(problem, 2, 64, true, &bad_length);
-  if (bad_length != 1) Fail("bad lengths are not reported", "float32", 0);
-  const auto a = good.All(), b = bad.All();
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (!Same(*a[i], *b[i])) Fail("bad lengths are not clamped", "float32", 0);
+// Every error is one sentence, whichever call of the runtime it comes from; the call after it is
+// right again, and CUDA has nothing left to tell the next caller.
+void CheckFaults() {
+  const Problem<float> problem({5, 4, 3, 5}, Mask::kHoles, 0);
+  cuda_host::Runtime& runtime = cuda_host::runtime;
+  const struct {
+    cudaError_t error;
+    StatusCode code;
+    const char* words;
+  } faults[] = {
+      {cudaErrorMemoryAllocation, StatusCode::kOutOfMemory, "CUDA: out of memory"},
+      {cudaErrorIllegalAddress, StatusCode::kDeviceError,
+       "an illegal memory access was encountered (cudaErrorIllegalAddress; perhaps of an earlier"},
+      {cudaErrorNoKernelImageForDevice, StatusCode::kUnsupported,
+       "the kernels were compiled for 80,90a, the device has compute capability "},
+      {cudaErrorNoDevice, StatusCode::kDeviceError, "no CUDA-capable device is detected"},
+  };
+  std::vector<float> outputs(problem.d_outputs.size()), reserve(problem.x_rows * 5 * 5);
+  LstmForward forward;
+  forward.problem = problem.p;
+  forward.outputs = outputs.data(), forward.reserve = reserve.data();
+  LstmBackward backward;
+  backward.problem = problem.p;
+  backward.reserve = reserve.data(), backward.scratch = reserve.data();
+  backward.d_outputs = problem.d_outputs.data();
+  Workspace workspaces[2];
+  size_t bytes = 0;
+  runtime.device = 0;
+  Expect(CudaForwardWorkspaceBytes(forward, problem.x_rows, &bytes));
+  workspaces[0].GiveTo(&forward, bytes);
+  Expect(CudaBackwardWorkspaceBytes(backward, problem.x_rows, &bytes));
+  workspaces[1].GiveTo(&backward, bytes);
+  const auto run = [&](bool is_forward) {
+    runtime.calls = 0;
+    return is_forward ? RunCudaForward(forward, problem.x_rows, nullptr, nullptr)
+                      : RunCudaBackward(backward, problem.x_rows, nullptr, nullptr);
+  };
+  for (bool is_forward : {true, false}) {
+    const int occupancy_calls = runtime.occupancy_calls;
+    Expect(run(is_forward));
+    if (runtime.occupancy_calls != occupancy_calls) Fail("the device is asked again", "", 0);
+    const int calls = runtime.calls;
+    for (const auto& fault : faults) {
+      for (int at = 1; at <= calls; ++at) {
+        runtime.error = fault.error, runtime.fails_at = at;
+        const Status status = run(is_forward);
+        runtime.error = cudaSuccess;
+        if (status.code != fault.code || std::strstr(status.message, fault.words) == nullptr) {
+          Fail(status.message, "a fault is reported wrongly", at);
+        }
+        if (cudaGetLastError() != cudaSuccess) Fail("the error stays behind", "", at);
+      }
+    }
+    Expect(run(is_forward));
   }
+  const auto expect = [](const Status& status, const char* words) {
+    if (status.ok() || std::strstr(status.message, words) == nullptr)
+      Fail(status.message, words, 0);
+  };
+  LstmForward wrong = forward;
+  --wrong.workspace_bytes;
+  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "workspace: expected ");
+  wrong = forward, wrong.workspace = static_cast<char*>(wrong.workspace) + 4;
+  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr),
+         "workspace: expected memory aligned to 64 bytes");
+  wrong = forward, wrong.problem.units = 0;
+  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "units >= 1");
+  expect(RunCudaForward(forward, INT64_MAX, nullptr, nullptr), "a reserve below 2^56 values");
+  runtime.device = 3;  // runs no block
+  expect(RunCudaForward(forward, problem.x_rows, nullptr, nullptr), "cannot run the kernels");
+  runtime.device = 0;
+  // Everything goes to the stream it was given.
+  auto* const stream = reinterpret_cast<cudaStream_t>(&runtime);
+  runtime.streams.clear();
+  Expect(RunCudaForward(forward, problem.x_rows, nullptr, stream));
+  Expect(RunCudaBackward(backward, problem.x_rows, nullptr, stream));
+  if (runtime.streams != std::set<cudaStream_t>{stream}) Fail("another stream is used", "", 0);
 }
 
 }  // namespace
 
 int main() {
   CheckBadLengths();
+  CheckFaults();
   Check<float>();
   Check<double>();
   Check<Float16>();
   Check<BFloat16>();
+  for (const void* kernel : cuda_host::runtime.launched) std::printf("launched %p\n", kernel);
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -18,8 +18,14 @@ constexpr size_t kStackBytes = 64 << 10;
 
 enum class State { kReady, kAtBarrier, kDone };
 
+// Where a fiber, or the scheduler, goes on. The first time a fiber is entered by a context of the C
+// library; from then on by the compiler's jumps, which make no system call.
+typedef void* Point[5];
+
 struct Fiber {
   ucontext_t context;
+  Point point;
+  bool begun = false;
   std::vector<unsigned char> stack;
   Place place;
   State state = State::kReady;
@@ -30,14 +36,30 @@ struct Block {
   int waiting = 0, done = 0;
 };
 
-ucontext_t scheduler;
+Point scheduler;
 Fiber* current;
 const std::function<void()>* body;
+
+// __builtin_longjmp may not stand in the function that called __builtin_setjmp.
+[[noreturn]] __attribute__((noinline)) void Jump(Point& to) { __builtin_longjmp(to, 1); }
+
+__attribute__((noinline)) void Leave() {
+  if (__builtin_setjmp(current->point) == 0) Jump(scheduler);
+}
 
 void Enter() {
   (*body)();
   current->state = State::kDone;
-  swapcontext(&current->context, &scheduler);
+  Jump(scheduler);
+}
+
+__attribute__((noinline)) void Resume(Fiber* fiber) {
+  current = fiber;
+  place = fiber->place;
+  if (__builtin_setjmp(scheduler) != 0) return;
+  if (current->begun) Jump(current->point);
+  current->begun = true;
+  setcontext(&current->context);
 }
 
 void Run(std::vector<std::unique_ptr<Fiber>>& fibers, int first_block, int blocks, int threads,
@@ -60,7 +82,8 @@ void Run(std::vector<std::unique_ptr<Fiber>>& fibers, int first_block, int block
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = &scheduler;
+    fiber.context.uc_link = nullptr;  // Enter never returns
+    fiber.begun = false;
     makecontext(&fiber.context, Enter, 0);
   }
   std::vector<int> order(fibers.size()), asleep(blocks);
@@ -79,9 +102,7 @@ void Run(std::vector<std::unique_ptr<Fiber>>& fibers, int first_block, int block
     for (int i : order) {
       Fiber& fiber = *fibers[i];
       if (fiber.state != State::kReady || asleep[i / threads] > 0) continue;
-      current = &fiber;
-      place = fiber.place;
-      swapcontext(&scheduler, &fiber.context);
+      Resume(&fiber);
       Block& block = memory[i / threads];
       if (fiber.state != State::kReady) idle = 0;
       if (fiber.state == State::kDone) {
@@ -122,9 +143,9 @@ void Launch(int blocks, int blocks_y, int threads, size_t shared_bytes, bool coo
 
 void BlockBarrier() {
   current->state = State::kAtBarrier;
-  swapcontext(&current->context, &scheduler);
+  Leave();
 }
 
-void Yield() { swapcontext(&current->context, &scheduler); }
+void Yield() { Leave(); }
 
 }  // namespace cuda_host
