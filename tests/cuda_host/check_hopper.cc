@@ -48,58 +48,66 @@ struct Launcher {
   }
 };
 
+constexpr int64_t kShared = 227 << 10;
+
 // How a call is run: with variants of the test's own, or as planned for the GPU.
 template <typename Forward, typename Backward>
 struct Own {
   int cluster;
-  template <typename T>
-  bool Run(const LstmForward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
-    return cuda::hopper::RunForwardVariant<T, Forward>(call, limits, cluster, 227 << 10, launch);
+  template <typename T, typename Call>
+  int64_t Bytes(const Call&, int64_t) const {
+    return 4 << 20;
   }
   template <typename T>
-  bool Run(const LstmBackward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
-    return cuda::hopper::RunBackwardVariant<T, Backward>(call, limits, cluster, 227 << 10, launch);
+  bool Run(const LstmForward& call, int64_t max_steps, Launcher& launch) const {
+    return cuda::hopper::RunForwardVariant<T, Forward>(call, max_steps, nullptr, cluster, kShared,
+                                                       launch);
+  }
+  template <typename T>
+  bool Run(const LstmBackward& call, int64_t max_steps, Launcher& launch) const {
+    return cuda::hopper::RunBackwardVariant<T, Forward, Backward>(call, max_steps, nullptr, cluster,
+                                                                  kShared, launch);
   }
 };
 struct Planned {
-  template <typename T>
-  bool Run(const LstmForward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
-    const LstmProblem& p = call.problem;
-    const auto plan = cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
-    return cuda::hopper::RunHopperForward<T>(call, limits, plan, 227 << 10, launch);
+  static cuda::hopper::Plan Plan(const LstmProblem& p) {
+    return cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
   }
-  template <typename T>
-  bool Run(const LstmBackward& call, const cuda::DeviceLimits& limits, Launcher& launch) const {
-    const LstmProblem& p = call.problem;
-    const auto plan = cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
-    return cuda::hopper::RunHopperBackward<T>(call, limits, plan, 227 << 10, launch);
+  template <typename T, typename Call>
+  int64_t Bytes(const Call& call, int64_t max_steps) const {
+    return cuda::hopper::HopperBytes<T>(call, max_steps, Plan(call.problem));
+  }
+  template <typename T, typename Call>
+  bool Run(const Call& call, int64_t max_steps, Launcher& launch) const {
+    return cuda::hopper::RunHopper<T>(call, max_steps, nullptr, Plan(call.problem), kShared,
+                                      launch);
   }
 };
+
+// With a workspace of exactly the size asked for, NaN at first.
+template <typename T, typename How, typename Call>
+void Run(Call call, const Case<T>& one, const How& how, Launcher& launch) {
+  std::vector<char> workspace(how.template Bytes<T>(call, one.x_rows), -1);
+  call.workspace = workspace.data();
+  if (!how.template Run<T>(call, one.x_rows, launch)) Fail("does not fit", one.p);
+}
 
 template <typename T, typename How>
 CaseResults<T> OnExecutor(const Case<T>& one, const How& how, unsigned seed, int clusters) {
   CaseResults<T> r(one, one.x_rows);
   Launcher launch{seed, clusters};
-  const cuda::DeviceLimits limits = {one.x_rows, 1, nullptr};
-  std::vector<char> workspace(16 << 20, -1);
-  LstmForward forward = r.Forward(one, true);
-  forward.workspace = workspace.data();
-  if (!how.template Run<T>(forward, limits, launch)) Fail("does not fit", one.p);
+  Run(r.Forward(one, true), one, how, launch);
   // For inference: the same without saved gates.
   if (seed % 2 == 0) {
     CaseResults<T> inference(one, one.x_rows);
-    forward = inference.Forward(one, false);
-    workspace.assign(workspace.size(), -1);
-    forward.workspace = workspace.data();
-    (void)how.template Run<T>(forward, limits, launch);
+    Run(inference.Forward(one, false), one, how, launch);
     if (!SameBits(inference.outputs, r.outputs)) Fail("saving changes outputs", one.p);
   }
-  // In one of the two places for the scratch.
+  // In one of the two places for the scratch; with the gates saved, or computed again.
   std::vector<float> scratch(r.reserve.size());
   LstmBackward backward = r.Backward(one, seed % 2 == 0 ? nullptr : scratch.data());
-  workspace.assign(workspace.size(), -1);
-  backward.workspace = workspace.data();
-  if (!how.template Run<T>(backward, limits, launch)) Fail("does not fit, backwards", one.p);
+  if (seed % 7 == 0) backward.reserve = nullptr;
+  Run(backward, one, how, launch);
   return r;
 }
 

@@ -2,11 +2,13 @@
 // same for CUDA's launches and the executor's, which beside run.cuh's have
 //   launch.ResidentClusters(kernel, cluster, threads, shared_bytes): how many run at once
 //   launch.Clusters(kernel, clusters, cluster, threads, shared_bytes, arguments...)
+// A cluster of 1 is a block by itself.
 #pragma once
 
 #include "cuda/hopper/backward_cluster.cuh"
 #include "cuda/hopper/forward_cluster.cuh"
 #include "cuda/hopper/plan.h"
+#include "cuda/hopper/tensor_matmul.cuh"
 #include "cuda/run.cuh"
 
 namespace masked_lstm {
@@ -84,6 +86,16 @@ bool LaunchForward(const LstmForward& call, const DeviceSchedule& schedule, int 
   return true;
 }
 
+inline int TensorTiles(int64_t values) { return static_cast<int>(CeilDivide(values, kTensorTile)); }
+
+// Parts that the sum over the compact rows is cut into, so that there are blocks enough for the
+// device; of the shape of the weights alone.
+inline int WeightSplits(int64_t rows, int64_t columns) {
+  constexpr int kBlocks = 264, kMost = 16;  // two for each multiprocessor of an H100
+  const int64_t splits = CeilDivide(kBlocks, int64_t{TensorTiles(rows)} * TensorTiles(columns));
+  return static_cast<int>(splits < kMost ? splits : kMost);
+}
+
 template <typename Stored>
 struct HopperForwardLayout : CallLayout {
   ForwardMemory memory;
@@ -91,17 +103,17 @@ struct HopperForwardLayout : CallLayout {
   ForwardShape shape;
 
   template <typename Variant>
-  HopperForwardLayout(Variant, int cluster, const LstmForward& call, const DeviceLimits& limits,
-                      DeviceArena* arena)
-      : CallLayout(call.problem, limits, arena),
+  HopperForwardLayout(Variant, int cluster, const LstmForward& call, int64_t max_steps,
+                      int32_t* bad_length, DeviceArena* arena)
+      : CallLayout(call.problem, max_steps, 1, bad_length, arena),
         shape(ForwardShapeOf<Variant, Stored>(call.problem.units, cluster)) {
     const int64_t U = call.problem.units;
     packed = arena->Take<Words>(Tiles4<Variant>() * shape.chunks * 2 * kLanes);
     float* const reserve = static_cast<float*>(call.reserve);
     memory.packed = packed;
     memory.save = reserve != nullptr;
-    memory.projection = memory.save ? reserve : arena->Take<float>(limits.max_steps * 4 * U);
-    memory.cells = memory.save ? reserve + limits.max_steps * 4 * U : nullptr;
+    memory.projection = memory.save ? reserve : arena->Take<float>(max_steps * 4 * U);
+    memory.cells = memory.save ? reserve + max_steps * 4 * U : nullptr;
   }
 
   // Tiles of 4 units in all blocks.
@@ -112,14 +124,16 @@ struct HopperForwardLayout : CallLayout {
 };
 
 template <typename Stored, typename Variant, typename Launcher>
-bool RunForwardVariant(const LstmForward& call, const DeviceLimits& limits, int cluster,
+bool RunForwardVariant(LstmForward call, int64_t max_steps, int32_t* bad_length, int cluster,
                        int64_t shared_limit, Launcher& launch) {
-  const LstmProblem& p = call.problem;
+  LstmProblem& p = call.problem;
   DeviceArena arena(call.workspace);
-  const HopperForwardLayout<Stored> layout(Variant(), cluster, call, limits, &arena);
-  layout.Schedule(p, launch);
-  launch(ProjectKernel<Stored>, Tiles(4 * p.units), Tiles(limits.max_steps), kMatmulThreads,
-         kMatmulShared<float>, false, p, layout.schedule, layout.memory.projection);
+  const HopperForwardLayout<Stored> layout(Variant(), cluster, call, max_steps, bad_length, &arena);
+  layout.Schedule(&p, max_steps, launch);
+  const int rows = TensorTiles(max_steps), columns = TensorTiles(4 * p.units);
+  launch.Clusters(TensorProjectKernel<Stored>, rows * columns, 1, kTensorThreads,
+                  kTensorShared<Stored>, p, layout.schedule, rows, columns,
+                  layout.memory.projection);
   launch(PackForwardKernel<Stored>, layout.shape.chunks,
          static_cast<int>(layout.template Tiles4<Variant>()), kLanes, 0, false, p,
          layout.shape.chunks, layout.packed);
@@ -127,9 +141,11 @@ bool RunForwardVariant(const LstmForward& call, const DeviceLimits& limits, int 
                                       launch)) {
     return false;
   }
+  if (call.outputs == nullptr && call.h == nullptr && call.c == nullptr) return true;
   constexpr int kThreads = 128;
-  launch(FillKernel<Stored>, static_cast<int>(CeilDivide(p.units, kThreads)),
-         static_cast<int>(p.batch), kThreads, 0, false, call, layout.schedule);
+  launch(FillKernel<Stored>, static_cast<int>(p.batch),
+         static_cast<int>(CeilDivide(p.units, kThreads)), kThreads, 0, false, call,
+         layout.schedule);
   return true;
 }
 
@@ -176,60 +192,84 @@ template <typename Stored>
 struct HopperBackwardLayout : CallLayout {
   BackwardMemory memory;
   Words* packed;
-  float* d_output;
+  float *d_output, *partial;
   BackwardShape shape;
 
   template <typename Variant>
-  HopperBackwardLayout(Variant, int cluster, const LstmBackward& call, const DeviceLimits& limits,
-                       DeviceArena* arena)
-      : CallLayout(call.problem, limits, arena),
+  HopperBackwardLayout(Variant, int cluster, const LstmBackward& call, int64_t max_steps,
+                       int32_t* bad_length, DeviceArena* arena)
+      : CallLayout(call.problem, max_steps, 1, bad_length, arena),
         shape(BackwardShapeOf<Variant, Stored>(call.problem.units, cluster)) {
-    const int64_t U = call.problem.units, all_gates = limits.max_steps * 4 * U;
+    const int64_t U = call.problem.units, all_gates = max_steps * 4 * U;
     packed = arena->Take<Words>(int64_t{cluster} * shape.tiles * shape.chunks * 2 * kLanes);
-    d_output = call.d_outputs == nullptr ? nullptr : arena->Take<float>(limits.max_steps * U);
-    const float* const reserve = static_cast<const float*>(call.reserve);
+    d_output = call.d_outputs == nullptr ? nullptr : arena->Take<float>(max_steps * U);
+    const int64_t weight_rows = call.problem.input_dim + 1 > U ? call.problem.input_dim + 1 : U;
+    const int64_t kernel_splits = WeightSplits(call.problem.input_dim + 1, 4 * U);
+    const int64_t splits = WeightSplits(U, 4 * U);
+    partial =
+        arena->Take<float>((splits > kernel_splits ? splits : kernel_splits) * weight_rows * 4 * U);
     float* const scratch = static_cast<float*>(call.scratch);
+    const float* const reserve =
+        call.reserve == nullptr ? scratch : static_cast<const float*>(call.reserve);
     memory = {packed, reserve, reserve + all_gates, d_output, scratch, scratch + all_gates};
   }
 };
 
-template <typename Stored, typename Variant, typename Launcher>
-bool RunBackwardVariant(const LstmBackward& call, const DeviceLimits& limits, int cluster,
+// Without a reserve the gates are computed again, into the scratch memory.
+template <typename Stored, typename Forward, typename Backward, typename Launcher>
+bool RunBackwardVariant(LstmBackward call, int64_t max_steps, int32_t* bad_length, int cluster,
                         int64_t shared_limit, Launcher& launch) {
-  const LstmProblem& p = call.problem;
+  LstmProblem& p = call.problem;
   constexpr int kThreads = 128;
   const int64_t U = p.units, D = p.input_dim;
+  if (call.dx != nullptr) launch.Clear(call.dx, max_steps * D * sizeof(Stored));
+  if (call.reserve == nullptr) {
+    if (!RunForwardVariant<Stored, Forward>(Recompute(call), max_steps, bad_length, cluster,
+                                            shared_limit, launch)) {
+      return false;
+    }
+    call.reserve = call.scratch;
+  }
   DeviceArena arena(call.workspace);
-  const HopperBackwardLayout<Stored> layout(Variant(), cluster, call, limits, &arena);
-  if (call.dx != nullptr) launch.Clear(call.dx, limits.max_steps * D * sizeof(Stored));
-  layout.Schedule(p, launch);
-  launch(PassStatesKernel<Stored>, static_cast<int>(CeilDivide(p.batch * U, kThreads)), 1, kThreads,
-         0, false, call, layout.schedule);
+  const HopperBackwardLayout<Stored> layout(Backward(), cluster, call, max_steps, bad_length,
+                                            &arena);
+  layout.Schedule(&p, max_steps, launch);
+  launch(PassStatesKernel<Stored, float>, static_cast<int>(CeilDivide(p.batch * U, kThreads)), 1,
+         kThreads, 0, false, call, layout.schedule);
   if (layout.d_output != nullptr) {
-    const int blocks_y = static_cast<int>(limits.max_steps < 4096 ? limits.max_steps : 4096);
+    const int blocks_y = static_cast<int>(max_steps < 4096 ? max_steps : 4096);
     launch(GatherOutputGradientsKernel<Stored>, static_cast<int>(CeilDivide(U, kThreads)), blocks_y,
            kThreads, 0, false, call, layout.schedule, blocks_y, layout.d_output);
   }
   launch(PackBackwardKernel<Stored>, layout.shape.chunks, layout.shape.cluster * layout.shape.tiles,
          kLanes, 0, false, p, layout.shape, layout.packed);
-  if (!LaunchBackward<Stored, Variant>(call, layout.schedule, cluster, shared_limit, layout.memory,
-                                       launch)) {
+  if (!LaunchBackward<Stored, Backward>(call, layout.schedule, cluster, shared_limit, layout.memory,
+                                        launch)) {
     return false;
   }
   const float *d_gates = layout.memory.d_gates, *h_before = layout.memory.h_before;
   if (call.dx != nullptr && D > 0) {
-    launch(InputGradientsKernel<Stored>, Tiles(D), Tiles(limits.max_steps), kMatmulThreads,
-           kMatmulShared<float>, false, p, layout.schedule, d_gates, static_cast<Stored*>(call.dx));
+    const int rows = TensorTiles(max_steps), columns = TensorTiles(D);
+    launch.Clusters(TensorInputGradientsKernel<Stored>, rows * columns, 1, kTensorThreads,
+                    kTensorShared<Stored>, p, layout.schedule, rows, columns, d_gates,
+                    static_cast<Stored*>(call.dx));
   }
+  const auto weights = [&](int64_t rows, const float* h, void* to, void* last) {
+    const int row_tiles = TensorTiles(rows), column_tiles = TensorTiles(4 * U);
+    const int splits = WeightSplits(rows, 4 * U);
+    launch.Clusters(TensorWeightGradientsKernel<Stored>, row_tiles * column_tiles * splits, 1,
+                    kTensorThreads, kTensorShared<Stored>, p, layout.schedule, row_tiles,
+                    column_tiles, splits, d_gates, h, layout.partial);
+    const int64_t size = rows * 4 * U;
+    launch(SumSplitsKernel<Stored>, static_cast<int>(CeilDivide(size, kThreads)), 1, kThreads, 0,
+           false, static_cast<const float*>(layout.partial), splits, size,
+           h == nullptr ? D * 4 * U : size, static_cast<Stored*>(to), static_cast<Stored*>(last));
+  };
   if (call.d_kernel != nullptr || call.d_bias != nullptr) {
-    launch(KernelGradientsKernel<Stored>, Tiles(4 * U), Tiles(D + 1), kMatmulThreads,
-           kMatmulShared<float>, false, p, layout.schedule, d_gates,
-           static_cast<Stored*>(call.d_kernel), static_cast<Stored*>(call.d_bias));
+    weights(D + 1, nullptr, call.d_kernel, call.d_bias);
   }
   if (call.d_recurrent_kernel != nullptr) {
-    launch(RecurrentGradientsKernel<Stored>, Tiles(4 * U), Tiles(U), kMatmulThreads,
-           kMatmulShared<float>, false, p, layout.schedule, d_gates, h_before,
-           static_cast<Stored*>(call.d_recurrent_kernel));
+    weights(U, h_before, call.d_recurrent_kernel, nullptr);
   }
   return true;
 }
@@ -255,37 +295,43 @@ auto WithVariants(Variant variant, F f) {
 
 // As those of run.cuh; plan.variant may not be kNone. False: nothing fits this device.
 template <typename Stored, typename Launcher>
-bool RunHopperForward(const LstmForward& call, const DeviceLimits& limits, const Plan& plan,
-                      int64_t shared_limit, Launcher& launch) {
+bool RunHopper(const LstmForward& call, int64_t max_steps, int32_t* bad_length, const Plan& plan,
+               int64_t shared_limit, Launcher& launch) {
   return WithVariants<Stored>(plan.variant, [&](auto forward, auto) {
-    return RunForwardVariant<Stored, decltype(forward)>(call, limits, plan.cluster, shared_limit,
-                                                        launch);
+    return RunForwardVariant<Stored, decltype(forward)>(call, max_steps, bad_length, plan.cluster,
+                                                        shared_limit, launch);
   });
 }
 template <typename Stored, typename Launcher>
-bool RunHopperBackward(const LstmBackward& call, const DeviceLimits& limits, const Plan& plan,
-                       int64_t shared_limit, Launcher& launch) {
-  return WithVariants<Stored>(plan.variant, [&](auto, auto backward) {
-    return RunBackwardVariant<Stored, decltype(backward)>(call, limits, plan.cluster, shared_limit,
-                                                          launch);
+bool RunHopper(const LstmBackward& call, int64_t max_steps, int32_t* bad_length, const Plan& plan,
+               int64_t shared_limit, Launcher& launch) {
+  return WithVariants<Stored>(plan.variant, [&](auto forward, auto backward) {
+    return RunBackwardVariant<Stored, decltype(forward), decltype(backward)>(
+        call, max_steps, bad_length, plan.cluster, shared_limit, launch);
   });
 }
+
+// Bytes of workspace.
 template <typename Stored>
-int64_t HopperForwardBytes(const LstmForward& call, const DeviceLimits& limits, const Plan& plan) {
+int64_t HopperBytes(const LstmForward& call, int64_t max_steps, const Plan& plan) {
   return WithVariants<Stored>(plan.variant, [&](auto forward, auto) {
     DeviceArena arena(nullptr);
-    HopperForwardLayout<Stored>(forward, plan.cluster, call, limits, &arena);
+    HopperForwardLayout<Stored>(forward, plan.cluster, call, max_steps, nullptr, &arena);
     return arena.bytes();
   });
 }
 template <typename Stored>
-int64_t HopperBackwardBytes(const LstmBackward& call, const DeviceLimits& limits,
-                            const Plan& plan) {
-  return WithVariants<Stored>(plan.variant, [&](auto, auto backward) {
+int64_t HopperBytes(const LstmBackward& call, int64_t max_steps, const Plan& plan) {
+  const int64_t bytes = WithVariants<Stored>(plan.variant, [&](auto, auto backward) {
     DeviceArena arena(nullptr);
-    HopperBackwardLayout<Stored>(backward, plan.cluster, call, limits, &arena);
+    HopperBackwardLayout<Stored>(backward, plan.cluster, call, max_steps, nullptr, &arena);
     return arena.bytes();
   });
+  if (call.reserve != nullptr) return bytes;
+  LstmForward forward = Recompute(call);
+  forward.reserve = &forward;  // not followed
+  const int64_t forward_bytes = HopperBytes<Stored>(forward, max_steps, plan);
+  return forward_bytes > bytes ? forward_bytes : bytes;
 }
 
 }  // namespace hopper
