@@ -14,6 +14,9 @@
 #include "cuda_host.h"
 
 namespace cuda_host {
+
+Broken broken = Broken::kNothing;
+
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
@@ -230,6 +233,7 @@ int ClusterRank() { return running->rank; }
 int ClusterSize() { return cluster.size; }
 
 void SyncBlock() {
+  if (broken == Broken::kSyncBlock) return;
   Block& block = cluster.blocks[running->rank];
   if (++block.at_barrier < cluster.threads) return Pause();
   block.at_barrier = 0;
@@ -240,6 +244,7 @@ void SyncBlock() {
 }
 
 void SyncCluster() {
+  if (broken == Broken::kSyncCluster) return;
   if (++cluster.at_barrier < cluster.size * cluster.threads) return Pause();
   cluster.at_barrier = 0;
   for (int i = 0; i < cluster.size * cluster.threads; ++i) {
@@ -275,12 +280,13 @@ void BarrierInit(uint64_t* barrier, int arrivals) {
 
 void BarrierArriveExpect(uint64_t* at, int bytes) {
   Barrier barrier = Load(at);
-  barrier.bytes += bytes;
+  barrier.bytes += broken == Broken::kByteCount ? bytes - 8 : bytes;
   --barrier.pending;
   Update(at, barrier);
 }
 
 void BarrierWait(uint64_t* at, int parity) {
+  if (broken == Broken::kBarrierWait) return;
   while (Load(at).phase == parity) {
     running->waits_for = at;
     Pause();

@@ -19,6 +19,10 @@ namespace cuda_host {
 void LaunchClusters(int clusters, int cluster_size, int threads, size_t shared_bytes, unsigned seed,
                     const std::function<void()>& kernel);
 
+// What to leave out, to see that a test notices.
+enum class Broken { kNothing, kBarrierWait, kSyncBlock, kSyncCluster, kByteCount };
+extern Broken broken;
+
 // Of the fiber that runs now.
 int ClusterRank();
 int ClusterSize();

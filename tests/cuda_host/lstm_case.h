@@ -108,9 +108,11 @@ struct CaseResults {
     const int64_t U = one.p.units, D = one.p.input_dim, B = one.p.batch;
     outputs.assign(one.d_outputs.size(), garbage);
     h.assign(B * U, garbage), c = h, dh0 = h, dc0 = h;
-    dx.assign(one.x.size(), garbage), d_kernel.assign(D * 4 * U, garbage);
-    d_recurrent_kernel.assign(4 * U * U, garbage), d_bias.assign(4 * U, garbage);
+    dx.assign(one.x.size(), garbage);
     reserve.resize(steps * 5 * U);
+    if (U > 200) return;  // weight gradients take too long
+    d_kernel.assign(D * 4 * U, garbage);
+    d_recurrent_kernel.assign(4 * U * U, garbage), d_bias.assign(4 * U, garbage);
   }
   LstmForward Forward(const Case<T>& one, bool save) {
     LstmForward call;
@@ -126,8 +128,11 @@ struct CaseResults {
     call.reserve = reserve.data(), call.scratch = scratch == nullptr ? reserve.data() : scratch;
     call.d_outputs = one.d_outputs.data();
     call.d_h = one.d_h.data(), call.d_c = one.d_c.data();
-    call.dx = dx.data(), call.d_kernel = d_kernel.data();
-    call.d_recurrent_kernel = d_recurrent_kernel.data(), call.d_bias = d_bias.data();
+    call.dx = dx.data();
+    if (!d_bias.empty()) {
+      call.d_kernel = d_kernel.data(), call.d_bias = d_bias.data();
+      call.d_recurrent_kernel = d_recurrent_kernel.data();
+    }
     call.dh0 = dh0.data(), call.dc0 = dc0.data();
     return call;
   }
