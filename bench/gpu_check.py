@@ -1,21 +1,20 @@
-"""The CUDA kernels on a GPU: parity, a short run for sanitizers, times against PyTorch's cuDNN.
+"""The CUDA kernels on a GPU: parity with the specification, PyTorch's and Keras' cuDNN; CUDA
+graphs, streams and faults; a short run for sanitizers.
 
-    python bench/gpu_check.py parity | short | bench --out FILE.csv
+    python bench/gpu_check.py parity | short | capability
 
-See gpu_check.sh. Times are medians of CUDA events, our calls and PyTorch's in turn.
+See gpu_check.sh. What is fast is measured by `python bench/run.py --device cuda`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import importlib.util
 import itertools
 import sys
-import time
 
 import numpy as np
 import torch
-from torch.nn.utils import rnn
 
 from masked_lstm import cuda, reference
 
@@ -26,7 +25,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 LIMITS = {"float32": 1e-4, "float64": 1e-11, "float16": 2e-2, "bfloat16": 1e-1}
-SECONDS = 240  # of measuring
 
 
 def problem(batch, timesteps, input_dim, units, seed=0):
@@ -67,7 +65,15 @@ def on_gpu(value, dtype):
     return torch.tensor(value, device="cuda").to(dtype)
 
 
-def run(p, mask, options, dtype):
+def ragged(p, mask):
+    """The same problem without its padding, and the row splits."""
+    lengths = mask["sequence_lengths"]
+    valid = np.arange(p["inputs"].shape[1]) < lengths[:, None]
+    whole = p | {name: p[name][valid] for name in ("inputs", "d_outputs")}
+    return whole, np.concatenate([[0], np.cumsum(lengths)])
+
+
+def run(p, mask, options, dtype, recompute=False):
     """Results and gradients of ours, as float64 on the host; padding is NaN."""
     inputs = p["inputs"].copy()
     if "mask" in mask:
@@ -75,8 +81,11 @@ def run(p, mask, options, dtype):
     arguments = [on_gpu(inputs, dtype)]
     arguments += [on_gpu(p[name], dtype) for name in ("kernel", "recurrent_kernel", "bias")]
     more = {name: torch.tensor(value, device="cuda") for name, value in mask.items()} | options
+    for name in ("input_factors", "recurrent_factors"):
+        if name in options:
+            more[name] = on_gpu(options[name], dtype)
     more["initial_state"] = on_gpu(p["initial_state"], dtype)
-    result = cuda.forward(*arguments, save_reserve=True, **more)
+    result = cuda.forward(*arguments, save_reserve=not recompute, **more)
     upstream = [on_gpu(p[name], dtype) for name in ("d_outputs", "d_h", "d_c")]
     if not options.get("return_sequences", True):
         upstream[0] = upstream[0][:, 0].contiguous()
@@ -100,6 +109,16 @@ def check(shape, dtype_name, mask_name, options) -> float:
     dtype = DTYPES[dtype_name]
     p = rounded(problem(*shape), dtype)
     mask = masks(*shape[:2])[mask_name]
+    options = dict(options)
+    recompute = options.pop("recompute", False)
+    if options.pop("factors", False):
+        rng = np.random.default_rng(1)
+        batch, _, input_dim, units = shape
+        factors = {
+            "input_factors": rng.standard_normal((4, batch, input_dim)),
+            "recurrent_factors": rng.standard_normal((4, batch, units)),
+        }
+        options |= rounded(factors, dtype)
     arguments = [p[name] for name in ("inputs", "kernel", "recurrent_kernel", "bias")]
     more = mask | options | dict(initial_state=p["initial_state"])
     expected = list(reference.forward(*arguments, **more)[:3])
@@ -107,11 +126,15 @@ def check(shape, dtype_name, mask_name, options) -> float:
     if not options.get("return_sequences", True):
         upstream[0] = upstream[0][:, 0]
     expected += reference.backward(*arguments, None, *upstream, **more)
+    return worst_error(run(p, mask, options, dtype, recompute), expected, dtype_name)
+
+
+def worst_error(got, expected, dtype_name) -> float:
     worst = 0.0
-    for got, want in zip(run(p, mask, options, dtype), expected, strict=True):
-        if want.size == 0:
+    for a, b in zip(got, expected, strict=True):
+        if b.size == 0:
             continue
-        error = np.abs(got - want).max() / max(1.0, np.abs(want).max())
+        error = np.abs(a - b).max() / max(1.0, np.abs(b).max())
         worst = max(worst, float("inf") if np.isnan(error) else error / LIMITS[dtype_name])
     return worst
 
@@ -122,6 +145,8 @@ OPTIONS = (
     dict(zero_output_for_mask=True, go_backwards=True),
     dict(return_sequences=False),
     dict(activation="softsign", recurrent_activation="hard_sigmoid"),
+    dict(factors=True),
+    dict(recompute=True, go_backwards=True),
 )
 
 
@@ -135,15 +160,22 @@ def parity() -> int:
             if not worst <= 1:
                 failures += 1
                 print(f"FAILED {shape} {dtype} {mask} {options}: {worst:.1f} times the limit")
-    failures += not invariance()
-    print(
-        f"parity: {'passed' if not failures else 'FAILED'}, {failures} of {count + 1} checks failed"
-    )
+    checks = (invariance, ragged_batch, wide, cudnn, keras_cudnn, graph, streams, faults)
+    for function in checks:
+        count += 1
+        outcome = function()
+        print(f"{function.__doc__.splitlines()[0]} {outcome or 'passed'}", flush=True)
+        failures += outcome == "FAILED"
+    print(f"parity: {'passed' if not failures else 'FAILED'}, {failures} of {count} checks failed")
     return failures
 
 
-def invariance() -> bool:
-    """Rows alone have the bits they have in a batch; twice the same bits."""
+def verdict(good) -> str:
+    return "passed" if good else "FAILED"
+
+
+def invariance() -> str:
+    """Rows alone have the bits they have in a batch; twice the same bits:"""
     p, mask = problem(37, 20, 24, 80), masks(37, 20)["holes"]
     whole, again = (run(p, mask, {}, torch.float32) for _ in range(2))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(whole, again, strict=True))
@@ -157,8 +189,162 @@ def invariance() -> bool:
         alone = run(part, {"mask": mask["mask"][row : row + 1]}, {}, torch.float32)
         for index in (0, 1, 2, 3, 7, 8):  # outputs, h, c, dx, dh0, dc0
             same &= alone[index].tobytes() == whole[index][row : row + 1].tobytes()
-    print(f"bitwise batch invariance and repeatability: {'passed' if same else 'FAILED'}")
-    return same
+    return verdict(same)
+
+
+def ragged_batch() -> str:
+    """Row splits give the bits of the padded batch:"""
+    p, mask = (
+        problem(23, 9, 12, 40),
+        {"sequence_lengths": masks(23, 9)["lengths"]["sequence_lengths"]},
+    )
+    padded = run(p, mask, {}, torch.float32)
+    whole, splits = ragged(p, mask)
+    # Padding repeats the last output, and with it takes gradient: none arrives there here.
+    valid = np.arange(9) < mask["sequence_lengths"][:, None]
+    p = p | {"d_outputs": np.where(valid[..., None], p["d_outputs"], 0)}
+    padded = run(p, mask, {}, torch.float32)
+    alone = run(whole, {"row_splits": splits}, {}, torch.float32)
+    same = all(
+        (a[valid] if a.ndim == 3 else a).tobytes() == b.tobytes()
+        for a, b in zip(padded, alone, strict=True)
+    )
+    return verdict(same)
+
+
+def wide() -> str:
+    """More units than blocks can run at once (U = 5000):"""
+    return verdict(check((2, 2, 3, 5000), "float32", "lengths", {}) <= 1)
+
+
+def cudnn() -> str:
+    """PyTorch's LSTM (cuDNN), results and all gradients:"""
+    p = problem(17, 13, 24, 48)
+    lstm = torch.nn.LSTM(24, 48, batch_first=True, device="cuda", dtype=torch.float32)
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(on_gpu(p["kernel"].T, torch.float32))
+        lstm.weight_hh_l0.copy_(on_gpu(p["recurrent_kernel"].T, torch.float32))
+        lstm.bias_ih_l0.copy_(on_gpu(p["bias"], torch.float32))
+        lstm.bias_hh_l0.zero_()
+    x = on_gpu(p["inputs"], torch.float32).requires_grad_()
+    states = [on_gpu(s, torch.float32)[None].requires_grad_() for s in p["initial_state"]]
+    y, (h, c) = lstm(x, tuple(states))
+    upstream = [on_gpu(p[name], torch.float32) for name in ("d_outputs", "d_h", "d_c")]
+    torch.autograd.backward([y, h, c], [upstream[0], upstream[1][None], upstream[2][None]])
+    expected = [y, h[0], c[0], x.grad, lstm.weight_ih_l0.grad.T, lstm.weight_hh_l0.grad.T]
+    expected += [lstm.bias_ih_l0.grad, *(state.grad[0] for state in states)]
+    expected = [value.detach().double().cpu().numpy() for value in expected]
+    return verdict(worst_error(run(p, {}, {}, torch.float32), expected, "float32") <= 1)
+
+
+def keras_cudnn() -> str:
+    """The layer on TensorFlow's GPU against keras.layers.LSTM(use_cudnn=True):"""
+    if importlib.util.find_spec("tensorflow") is None:
+        return "not checked, TensorFlow is not installed"
+    import keras
+    import tensorflow as tf
+
+    from masked_lstm import gpus
+
+    if not tf.config.list_physical_devices("GPU") or not gpus.built_for():
+        return "not checked, TensorFlow sees no GPU or the op has no CUDA kernels"
+    import masked_lstm
+
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.standard_normal((17, 13, 24)), tf.float32)
+    mask = tf.sequence_mask(rng.integers(1, 14, 17), 13)
+    results = []
+    weights = [0.2 * rng.standard_normal(shape) for shape in ((24, 192), (48, 192), (192,))]
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    for layer in (
+        keras.layers.LSTM(48, use_cudnn=True, return_sequences=True),
+        masked_lstm.LSTM(48, backend="fused", return_sequences=True),
+    ):
+        layer.build(x.shape)
+        layer.set_weights(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, mask=mask) * tf.cast(mask, tf.float32)[..., None]
+            loss = tf.reduce_sum(y * y)
+        gradients = tape.gradient(loss, [x, *[v.value for v in layer.trainable_variables]])
+        results.append([np.asarray(value, np.float64) for value in (y, *gradients)])
+    return verdict(worst_error(results[1], results[0], "float32") <= 1)
+
+
+def gpu_arguments(p):
+    names = ("inputs", "kernel", "recurrent_kernel", "bias")
+    return [on_gpu(p[name], torch.float32) for name in names]
+
+
+def both_passes(arguments, d_outputs, lengths):
+    result = cuda.forward(*arguments, save_reserve=True, sequence_lengths=lengths)
+    gradients = cuda.backward(*arguments, result.reserve, d_outputs, sequence_lengths=lengths)
+    return [*result[:3], *gradients]
+
+
+def graph() -> str:
+    """Captured into a CUDA graph and replayed with other inputs:"""
+    first, second = problem(9, 12, 16, 40, seed=1), problem(9, 12, 16, 40, seed=2)
+    lengths = torch.tensor(masks(9, 12)["lengths"]["sequence_lengths"], device="cuda").int()
+    arguments, d_outputs = gpu_arguments(first), on_gpu(first["d_outputs"], torch.float32)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        both_passes(arguments, d_outputs, lengths)  # kernels are loaded before the capture
+    torch.cuda.current_stream().wait_stream(stream)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        results = both_passes(arguments, d_outputs, lengths)
+    for target, value in zip(arguments, gpu_arguments(second), strict=True):
+        target.copy_(value)
+    lengths.copy_(lengths.flip(0))
+    captured.replay()
+    torch.cuda.synchronize()
+    expected = both_passes(gpu_arguments(second), d_outputs, lengths)
+    return verdict(all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)))
+
+
+def streams() -> str:
+    """Eight calls at once on eight streams:"""
+    calls = []
+    for seed in range(8):
+        p = problem(40, 20, 16, 200, seed)
+        lengths = torch.tensor(masks(40, 20, seed)["lengths"]["sequence_lengths"], device="cuda")
+        arguments = (gpu_arguments(p), on_gpu(p["d_outputs"], torch.float32), lengths.int())
+        calls.append((arguments, both_passes(*arguments), torch.cuda.Stream()))
+    torch.cuda.synchronize()
+    again = []
+    for _ in range(5):
+        for arguments, expected, stream in calls:
+            with torch.cuda.stream(stream):
+                again.append((both_passes(*arguments), expected))
+    torch.cuda.synchronize()
+    same = all(torch.equal(a, b) for got, want in again for a, b in zip(got, want, strict=True))
+    return verdict(same)
+
+
+def faults() -> str:
+    """Bad arguments are refused in one sentence each:"""
+    p = problem(3, 4, 5, 6)
+    x, *weights = gpu_arguments(p)
+    d_outputs = on_gpu(p["d_outputs"], torch.float32)
+    wrong = [
+        (ValueError, lambda: cuda.forward(x.cpu(), *weights)),
+        (ValueError, lambda: cuda.forward(x, weights[0].cpu(), *weights[1:])),
+        (ValueError, lambda: cuda.forward(x.transpose(0, 1), *weights)),
+        (ValueError, lambda: cuda.forward(x, weights[0].double(), *weights[1:])),
+        (ValueError, lambda: cuda.forward(x, *weights, mask=torch.ones(3, 4, dtype=torch.bool))),
+        (ValueError, lambda: cuda.backward(x, *weights, weights[2], d_outputs)),
+    ]
+    refused = 0
+    for kind, call in wrong:
+        try:
+            call()
+        except kind:
+            refused += 1
+        except Exception as error:
+            print(f"FAILED: {type(error).__name__}: {error}")
+    return verdict(refused == len(wrong))
 
 
 def short() -> int:
@@ -172,125 +358,18 @@ def short() -> int:
     return len(bad)
 
 
-def milliseconds(call, rounds) -> list[float]:
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
-    for start, end in events:
-        start.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in events]
-
-
-def calls(batch, timesteps, units, dtype, fraction, training):
-    """Ours and PyTorch's: one forward pass, or with all gradients."""
-    rng = np.random.default_rng(0)
-    lengths = np.clip((rng.beta(1.3, 2.2, batch) / 0.37 * fraction * timesteps), 1, timesteps)
-    lengths = np.full(batch, timesteps) if fraction == 1 else lengths.astype(int)
-    p = {
-        name: on_gpu(value, dtype)
-        for name, value in problem(batch, timesteps, units, units).items()
-    }
-    mask = dict(sequence_lengths=torch.tensor(lengths, device="cuda", dtype=torch.int32))
-    weights = [p[name] for name in ("kernel", "recurrent_kernel", "bias")]
-
-    def ours():
-        result = cuda.forward(p["inputs"], *weights, save_reserve=training, **mask)
-        if training:
-            cuda.backward(p["inputs"], *weights, result.reserve, p["d_outputs"], **mask)
-
-    lstm = torch.nn.LSTM(units, units, batch_first=True, device="cuda", dtype=dtype)
-    x = p["inputs"].clone().requires_grad_(training)
-    host_lengths = torch.tensor(lengths)
-
-    def dense():
-        with torch.set_grad_enabled(training):
-            y, _ = lstm(x)
-        if training:
-            lstm.zero_grad(set_to_none=True)
-            x.grad = None
-            y.backward(p["d_outputs"])
-
-    def packed():
-        with torch.set_grad_enabled(training):
-            packed_x = rnn.pack_padded_sequence(x, host_lengths, True, enforce_sorted=False)
-            y, _ = lstm(packed_x)
-            y, _ = rnn.pad_packed_sequence(y, True, total_length=timesteps)
-        if training:
-            lstm.zero_grad(set_to_none=True)
-            x.grad = None
-            y.backward(p["d_outputs"])
-
-    return {"ours": ours, "torch dense": dense, "torch packed": packed}, int(lengths.sum())
-
-
-def bench(path) -> int:
-    properties = torch.cuda.get_device_properties(0)
-    rows, end = [], time.monotonic() + SECONDS
-    grid = itertools.product(
-        (256, 512, 1024, 128), (64, 16, 256, 1), ("bfloat16", "float32", "float16"), (0.37, 1.0)
-    )
-    timesteps = 200
-    for units, batch, dtype, fraction in grid:
-        for training in (False, True):
-            if time.monotonic() > end:
-                print("out of time: the rest is not measured")
-                break
-            table, valid = calls(batch, timesteps, units, DTYPES[dtype], fraction, training)
-            times = {name: [] for name in table}
-            for call in table.values():
-                call()
-            for _ in range(3):
-                for name, call in table.items():
-                    times[name] += milliseconds(call, 3)
-            median = {name: float(np.median(values)) for name, values in times.items()}
-            flops = 2 * 4 * units * 2 * units * valid * (3 if training else 1)
-            for name, value in median.items():
-                rows.append(
-                    {
-                        "date": time.strftime("%Y-%m-%d"),
-                        "gpu": properties.name,
-                        "torch": torch.__version__,
-                        "cudnn": torch.backends.cudnn.version(),
-                        "units": units,
-                        "input_dim": units,
-                        "batch": batch,
-                        "timesteps": timesteps,
-                        "dtype": dtype,
-                        "valid_fraction": round(valid / (batch * timesteps), 4),
-                        "pass": "training" if training else "forward",
-                        "peer": name,
-                        "median_ms": round(value, 5),
-                        "us_per_timestep": round(value * 1e3 / timesteps, 4),
-                        "valid_tflops": round(flops / value / 1e9, 4),
-                    }
-                )
-            best = min(value for name, value in median.items() if name != "ours")
-            title = "training" if training else "forward"
-            print(
-                f"U={units} B={batch} {dtype} {fraction:.0%} {title}: "
-                + ", ".join(f"{name} {value:.3f} ms" for name, value in median.items())
-                + f"; {best / median['ours']:.2f}x the best"
-            )
-            with open(path, "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
-    return 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["parity", "short", "bench"])
-    parser.add_argument("--out", default="cuda.csv")
+    parser.add_argument("what", choices=["parity", "short", "capability"])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: PyTorch sees no GPU")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if options.what == "parity":
-        return int(parity() > 0)
-    return int(short() > 0) if options.what == "short" else bench(options.out)
+    if options.what == "capability":
+        print("{}.{}".format(*torch.cuda.get_device_capability()))
+        return 0
+    return int((parity if options.what == "parity" else short)() > 0)
 
 
 if __name__ == "__main__":

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from commit import commit  # noqa: F401  a fact like the others
 
 try:
     from masked_lstm import core
 except ImportError:
     core = None
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def commit() -> str:
-    """Short commit of the project, with "+changes" if its files differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # Results that this benchmark has just written are no change of the code.
-        changed = git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def cpu() -> str:

@@ -3,6 +3,7 @@
     python bench/run.py                          everything, one to two hours
     python bench/run.py --cases main --quick     five cases, five rounds
     python bench/run.py --threads 1,2 --cases main,stream --peers torch,core
+    python bench/run.py --device cuda            the CUDA kernels, against cuDNN: see gpu.py
 
 Each round takes all peers in a new random order; before each timed call the process sleeps, so
 that other libraries' thread pools stop spinning, and the peer warms up. Keras is measured twice, as
@@ -22,9 +23,6 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
 BENCH = Path(__file__).resolve().parent
 ROUNDS_QUICK = 5
 
@@ -33,8 +31,6 @@ COLUMNS = (
     "directions valid_steps valid_fraction peer version rounds median_ms low_ms high_ms best_ms "
     "gflops peak_gflops sgemm_gflops peak_share sgemm_share control void error memory_mib"
 ).split()
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def parse() -> argparse.Namespace:
@@ -55,9 +51,12 @@ def parse() -> argparse.Namespace:
     add("--no-memory", action="store_true", help="no peak memory (a process for each peer)")
     add("--out", type=Path, help="CSV file (bench/results/cpu-<N>threads.csv; quick: in out/)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--seconds", type=float, default=240, help="of measuring with --device cuda (240)")
     options = parser.parse_args()
-    if options.device == "cuda":
-        parser.error("--device cuda: expected cpu; the benchmark does not measure GPUs yet")
+    if options.seconds <= 0:
+        parser.error("--seconds: expected more than 0")
+    if options.device == "cuda" and options.cases:
+        parser.error("--cases: expected none with --device cuda, which measures a grid of its own")
     if options.out and len(options.threads) > 1:
         parser.error("--out: expected a single --threads, since each count has its own file")
     if min(options.threads) < 1 or (options.rounds is not None and options.rounds < 1):
@@ -94,7 +93,10 @@ def run(options: argparse.Namespace, threads: int) -> int:
     from cases import select
     from measure import load_peers, measure
     from report import summary
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
+    console = Console(highlight=False, soft_wrap=True)
     try:
         cases = select(options.cases or (["main"] if options.quick else []))
         loaded = load_peers(options.peers, threads, console.print)
@@ -147,6 +149,10 @@ def run(options: argparse.Namespace, threads: int) -> int:
 
 def main() -> int:
     options = parse()
+    if options.device == "cuda":
+        import gpu
+
+        return gpu.run(options)
     if len(options.threads) == 1:
         return run(options, options.threads[0])
     # Thread counts cannot be changed once the libraries have started: one process for each.

@@ -8,7 +8,7 @@ import pathlib
 import re
 
 import masked_lstm
-from masked_lstm import core, reference, results
+from masked_lstm import core, cuda, reference, results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECTIONS = {
@@ -30,6 +30,11 @@ SECTIONS = {
         results.Forward,
         results.Gradients,
     ],
+    "masked_lstm.cuda: PyTorch and CuPy arrays on a GPU": [
+        cuda.forward,
+        cuda.backward,
+        cuda.available,
+    ],
     "masked_lstm.reference: the specification": [reference.forward, reference.backward],
 }
 
@@ -42,7 +47,7 @@ def source(thing):
 
 def entry(thing):
     module = thing.__module__.removeprefix("masked_lstm.")
-    prefix = f"{module}." if module in ("core", "reference") else ""
+    prefix = f"{module}." if module in ("core", "cuda", "reference") else ""
     kind = "class " if inspect.isclass(thing) else ""
     signature = str(inspect.signature(thing)).replace("NoneType", "None")
     if inspect.isclass(thing) and issubclass(thing, tuple):

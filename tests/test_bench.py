@@ -2,7 +2,9 @@
 
 import csv
 import pathlib
+import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -142,10 +144,71 @@ def test_csv_and_report(tmp_path, capsys):
     assert str(tmp_path / "report.md") in capsys.readouterr().out
 
 
-def test_cuda_is_refused(monkeypatch, capsys):
-    import run
+def test_cuda_without_a_gpu_is_one_sentence():
+    command = [sys.executable, str(ROOT / "bench" / "run.py"), "--device", "cuda"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: --device cuda: expected ") and run.stderr.count("\n") == 1
 
-    monkeypatch.setattr(sys, "argv", ["run.py", "--device", "cuda"])
-    with pytest.raises(SystemExit):
-        run.parse()
-    assert "--device cuda: expected cpu" in capsys.readouterr().err
+
+def test_cuda_grid():
+    from gpu import BATCH, CENTER, DTYPES, FRACTIONS, UNITS, Point, grid
+
+    points = grid()
+    assert points == grid() and len(points) == len(set(points))
+    assert len(points) == 2 * len(UNITS) * len(BATCH) * len(DTYPES) * len(FRACTIONS)
+    assert points[:2] == [Point(*CENTER, "forward"), Point(*CENTER, "training")]
+    near = 2 * (len(UNITS) + len(BATCH) + len(DTYPES) + len(FRACTIONS) - 3)
+    differences = [sum(a != b for a, b in zip(p[:4], CENTER, strict=True)) for p in points]
+    assert max(differences[:near]) == 1 and min(differences[near:]) == 2
+    for point in points:
+        lengths = point.lengths()
+        assert lengths.shape == (point.batch,) and lengths.min() >= 1
+        wanted = point.fraction * point.batch * point.timesteps
+        assert abs(lengths.sum() - wanted) <= 0.5 and lengths.max() <= point.timesteps
+    assert Point(512, 64, "bfloat16", 1.0, "forward").flops(100) == 2 * 4 * 512 * 1024 * 100
+
+
+def test_cuda_rows_and_charts(tmp_path):
+    """From times of a clock that is made up: medians, shares, the best peer, files."""
+    import gpu
+    import gpu_charts
+
+    class Peaks:
+        tflops, gbs = dict.fromkeys(gpu.DTYPES, 100.0), 1000.0
+
+    def peer(ours):
+        return types.SimpleNamespace(ours=ours, version="1", clock_name="CUDA events")
+
+    peers = {"ours": peer(True), "torch": peer(False), "torch_packed": peer(False)}
+    calls = []
+
+    def clock(name, microseconds):
+        def run(call, count):
+            calls.append((name, count))
+            return microseconds
+
+        return None, run
+
+    rows = []
+    for point in gpu.grid()[:8]:
+        prepared = {"ours": clock("ours", 100.0), "torch": clock("torch", 400.0)}
+        prepared["torch_packed"] = clock("torch_packed", 250.0)
+        times = gpu.measure(prepared, seconds=0.01)
+        facts = {"gpu": "a GPU", "commit": "0123"}
+        rows += gpu.rows_of(point, times, dict.fromkeys(peers, 1e-6), peers, facts, Peaks)
+    assert {count for name, count in calls if name == "ours"} == {1, 10}  # a millisecond at once
+    ours = rows[0]
+    assert ours["peer"] == "ours" and ours["median_us"] == 100 and ours["us_per_step"] == 0.5
+    assert ours["best_peer"] == "torch_packed" and ours["ratio_to_best_peer"] == 2.5
+    valid = ours["valid_steps"]
+    assert ours["valid_tflops"] == pytest.approx(8 * 512 * 1024 * valid / 100e-6 / 1e12, rel=1e-3)
+    assert ours["tensor_share"] == pytest.approx(ours["valid_tflops"] / 100, rel=1e-2)
+    assert ours["memory_share"] == pytest.approx(ours["valid_gbs"] / 1000, rel=1e-2)
+    path = tmp_path / "cuda-a-gpu.csv"
+    gpu.write(path, rows)
+    with path.open() as file:
+        assert next(csv.reader(file)) == gpu.COLUMNS
+    names = {chart.name for chart in gpu_charts.draw_all(rows, path)}
+    assert "cuda-a-gpu-units.png" in names and "cuda-a-gpu-ratios.png" in names
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)

@@ -21,40 +21,40 @@ INCLUDES = [f"-I{ROOT}/csrc", f"-I{HOST}"]
 DEVICE_FLAGS = ["-O1", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fPIC"]
 
 
-def compile_one(source, target, *flags):
-    subprocess.run(["c++", "-std=c++17", *INCLUDES, *flags, "-c", source, "-o", target], check=True)
-    return target
-
-
-def compile_launch(target, *flags):
-    """launch.cu with the tests' runtime in CUDA's place: its launches run on the executor."""
-    architectures = '-DMASKED_LSTM_CUDA_ARCHITECTURES="80,90a"'
-    return compile_one(CUDA / "launch.cu", target, *DEVICE_FLAGS, architectures, *flags, "-xc++")
+def compile_all(folder, sources):
+    """{source: more flags} -> their objects, compiled side by side."""
+    running, objects = [], []
+    for index, (source, flags) in enumerate(sources.items()):
+        objects.append(folder / f"{index}.o")
+        command = ["c++", "-std=c++17", *INCLUDES, *flags, "-c", ROOT / source, "-o", objects[-1]]
+        running.append(subprocess.Popen(command))
+    assert not [process.args for process in running if process.wait() != 0]
+    return objects
 
 
 @pytest.fixture(scope="module")
 def executor(tmp_path_factory):
     """The executor's object; it is not itself checked by AddressSanitizer."""
-    return compile_one(
-        HOST / "cuda_host.cc", tmp_path_factory.mktemp("executor") / "cuda_host.o", *DEVICE_FLAGS
-    )
+    folder = tmp_path_factory.mktemp("executor")
+    return compile_all(folder, {"tests/cuda_host/cuda_host.cc": DEVICE_FLAGS})[0]
 
 
 def test_on_the_host_executor(executor, tmp_path):
     """Parity with the CPU core whatever the order of the threads, every fault of the runtime, under
     AddressSanitizer; and no kernel is left out."""
-    generic = ["-DMASKED_LSTM_ISA_NAMESPACE=generic", "-DMASKED_LSTM_VECTOR_BYTES=16", "-O2"]
-    generic += ["-ffp-contract=off", "-Wno-psabi"]
-    objects = [
-        compile_one(ROOT / "csrc" / f"{name}.cc", tmp_path / f"{name.replace('/', '_')}.o", "-O1")
-        for name in ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
-    ]
-    objects.append(compile_one(ROOT / "csrc/cpu/kernels.cc", tmp_path / "kernels.o", *generic))
     sanitize = "-fsanitize=address"
-    objects.append(compile_launch(tmp_path / "launch.o", sanitize))
-    objects.append(
-        compile_one(HOST / "check_cuda.cc", tmp_path / "check.o", *DEVICE_FLAGS, sanitize)
-    )
+    checked = [*DEVICE_FLAGS, sanitize]
+    sources = {
+        # With the tests' runtime in CUDA's place: its launches run on the executor.
+        "csrc/cuda/launch.cu": [*checked, '-DMASKED_LSTM_CUDA_ARCHITECTURES="80,90a"', "-xc++"],
+        "csrc/cpu/kernels.cc": [
+            *("-DMASKED_LSTM_ISA_NAMESPACE=generic", "-DMASKED_LSTM_VECTOR_BYTES=16", "-O2"),
+            *("-ffp-contract=off", "-Wno-psabi"),
+        ],
+        "tests/cuda_host/check_cuda.cc": checked,
+    }
+    core = ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
+    objects = compile_all(tmp_path, sources | {f"csrc/{name}.cc": ["-O1"] for name in core})
     program = tmp_path / "check_cuda"
     # Not position-independent: the addresses it prints are those nm tells.
     link = ["c++", "-no-pie", sanitize, *objects, executor, "-o", program]
@@ -91,7 +91,7 @@ def test_every_kernel_has_a_case():
 
 def test_the_executor_finds_what_it_is_for(executor, tmp_path):
     """A missing barrier, shared memory that nobody wrote, barriers that not all threads reach."""
-    source = compile_one(HOST / "check_executor.cc", tmp_path / "check.o", *DEVICE_FLAGS)
+    (source,) = compile_all(tmp_path, {"tests/cuda_host/check_executor.cc": DEVICE_FLAGS})
     program = tmp_path / "check_executor"
     subprocess.run(["c++", source, executor, "-o", program], check=True)
 

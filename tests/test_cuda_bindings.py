@@ -303,5 +303,7 @@ def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
         cuda.backward(*given, fake(np.zeros(7)), sequence_lengths=lengths)
     with pytest.raises(ValueError, match="reserve: expected dtype float64"):
         cuda.backward(*given, fake(np.zeros(70, np.float32)))
-    with pytest.raises(ValueError, match="sequence_lengths: expected neither|row_splits: expected"):
+    with pytest.raises(TypeError, match="bias: expected an array of cupy, got ndarray"):
+        cuda.forward(*given[:3], np.zeros(8))
+    with pytest.raises(ValueError, match="row_splits: expected neither mask nor sequence_lengths"):
         cuda.forward(*given, sequence_lengths=lengths, row_splits=lengths)

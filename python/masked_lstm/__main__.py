@@ -6,6 +6,7 @@ import os
 import platform
 
 import masked_lstm
+from masked_lstm import gpus
 
 
 def _version(distribution):
@@ -28,6 +29,14 @@ def _op_state():
     return str(ops.library_path()), "loads"
 
 
+def _cuda_state():
+    built = gpus.built_for()
+    if not built:
+        return "none: nvcc was not found when this was built"
+    qualified = ", ".join(gpus.QUALIFIED) or "none yet"
+    return f"for compute capability {', '.join(built)}; GPUs taken by themselves: {qualified}"
+
+
 def main():
     """Prints versions, the instruction set in use, CUDA or not, and where the libraries lie."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,7 +55,7 @@ def main():
         "  built against": _build_info.TENSORFLOW_VERSION or "none: core only",
         "Keras": _version("keras"),
         "instruction set": f"{isa} (this CPU: {', '.join(core.isas())})",
-        "CUDA": "no: this version has CPU kernels only",
+        "CUDA kernels": _cuda_state(),
         "core library": core.library_path(),
         "op library": path,
         "  state": state,

@@ -28,6 +28,8 @@ def kernel_calls():
 class _Torch:
     """What is needed of PyTorch."""
 
+    name = "torch"
+
     def __init__(self, array):
         import torch
 
@@ -54,6 +56,8 @@ class _Torch:
 
 class _CuPy:
     """What is needed of CuPy."""
+
+    name = "cupy"
 
     def __init__(self, array):
         import cupy
@@ -89,6 +93,13 @@ def _library(array):
     return (_Torch if name == "torch" else _CuPy)(array)
 
 
+_NAMES = (
+    *("inputs", "kernel", "recurrent_kernel", "bias"),
+    *("initial_state[0] (h)", "initial_state[1] (c)", "mask", "sequence_lengths"),
+    *("input_factors", "recurrent_factors", "row_splits"),
+)
+
+
 class _Call:
     """A call's arguments, checked, and what its results are made with."""
 
@@ -113,9 +124,12 @@ class _Call:
         masks = [None if m is None else library.cast(m, dtype) for m, dtype in masks]
         splits = None if row_splits is None else library.cast(row_splits, library.int64)
         given = (*arrays, *initial_state, *masks, *factors, splits)
-        for name, array in zip(("inputs", "kernel", "recurrent_kernel"), arrays, strict=False):
-            if array is None:
-                raise TypeError(f"{name}: expected an array, got None")
+        for name, array in zip(_NAMES, given, strict=True):
+            if array is None and name not in ("inputs", "kernel", "recurrent_kernel"):
+                continue
+            if type(array).__module__.split(".")[0] != library.name:
+                got = type(array).__name__
+                raise TypeError(f"{name}: expected an array of {library.name}, got {got}")
         self.library, self.keep = library, given
         self.native = _cuda.Call(self.capsules(given), (*map(bool, flags), *map(str, activations)))
         self.inputs, self.units = arrays[0], arrays[2].shape[0]

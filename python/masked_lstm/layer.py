@@ -119,7 +119,9 @@ class LSTM(keras.layers.LSTM):
         backend: `"auto"` takes the fused op wherever it can do what is asked, else Keras' own
             implementation (`fused_reason` tells which and why); `"fused"` raises ValueError
             where the fused op cannot be used; `"keras"` never uses it. `unroll` and `use_cudnn`
-            concern Keras' implementation only.
+            concern Keras' implementation only. Where a GPU is in use, `"auto"` takes the fused op
+            only if its CUDA kernels have passed on that generation of GPUs, or MASKED_LSTM_GPU=1
+            is set.
 
     Call arguments:
         sequences: `(batch, timesteps, input_dim)`, or a `tf.RaggedTensor` of that shape. Values
