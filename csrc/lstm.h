@@ -46,9 +46,11 @@ enum class Isa { kAuto = -1, kGeneric = 0, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16
 constexpr int kIsas = 5;
 
 // The recurrences of csrc/cuda/, as kernel_calls() names them.
-enum class CudaKernel { kGroups = 0 };
-constexpr int kCudaKernels = 1;
-constexpr const char* CudaKernelName(CudaKernel) { return "groups"; }
+enum class CudaKernel { kGroups = 0, kClusters };
+constexpr int kCudaKernels = 2;
+constexpr const char* CudaKernelName(CudaKernel kernel) {
+  return kernel == CudaKernel::kGroups ? "groups" : "clusters";
+}
 
 // Threads lent by the caller for one core call.
 //

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "cuda/cuda_lstm.h"
+#include "cuda/hopper/hopper_lstm.h"
 #include "cuda/run.cuh"
 
 // The compute capabilities compiled for, as CMake was told.
@@ -231,26 +232,62 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
 
 }  // namespace
 
-CudaKernel ForwardCudaKernel(const LstmForward&) noexcept { return CudaKernel::kGroups; }
-CudaKernel BackwardCudaKernel(const LstmBackward&) noexcept { return CudaKernel::kGroups; }
+#if !defined(MASKED_LSTM_HOPPER)  // not compiled for 90a: nothing is handed over
+bool HopperServes(const LstmProblem&, int64_t) noexcept { return false; }
+Status HopperForwardWorkspaceBytes(const LstmForward&, int64_t, size_t*) noexcept {
+  return OkStatus();
+}
+Status HopperBackwardWorkspaceBytes(const LstmBackward&, int64_t, size_t*) noexcept {
+  return OkStatus();
+}
+Status RunHopperForward(const LstmForward&, int64_t, int32_t*, CUstream_st*) noexcept {
+  return OkStatus();
+}
+Status RunHopperBackward(const LstmBackward&, int64_t, int32_t*, CUstream_st*) noexcept {
+  return OkStatus();
+}
+#endif
+
+CudaKernel ForwardCudaKernel(const LstmForward& call) noexcept {
+  return HopperServes(call.problem, 1) ? CudaKernel::kClusters : CudaKernel::kGroups;
+}
+CudaKernel BackwardCudaKernel(const LstmBackward& call) noexcept {
+  return HopperServes(call.problem, 1) ? CudaKernel::kClusters : CudaKernel::kGroups;
+}
 
 Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
                                  size_t* bytes) noexcept {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  if (HopperServes(call.problem, max_steps)) {
+    return HopperForwardWorkspaceBytes(call, max_steps, bytes);
+  }
   return CallWorkspaceBytes(call, max_steps, bytes);
 }
 
 Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
                                   size_t* bytes) noexcept {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  if (HopperServes(call.problem, max_steps)) {
+    return HopperBackwardWorkspaceBytes(call, max_steps, bytes);
+  }
   return CallWorkspaceBytes(call, max_steps, bytes);
 }
 
 Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
                       CUstream_st* stream) noexcept {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  if (HopperServes(call.problem, max_steps)) {
+    return RunHopperForward(call, max_steps, bad_length, stream);
+  }
   return Run(call, max_steps, bad_length, stream);
 }
 
 Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                        CUstream_st* stream) noexcept {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  if (HopperServes(call.problem, max_steps)) {
+    return RunHopperBackward(call, max_steps, bad_length, stream);
+  }
   return Run(call, max_steps, bad_length, stream);
 }
 

@@ -1,0 +1,343 @@
+// The forward recurrence of one direction: a cluster of blocks holds all of recurrent_kernel, in
+// registers and, what does not fit, in shared memory, and steps its slots until its rows are done.
+//
+// A tile is 4 units: its 16 rows are their i, f, c, o, its columns 8 slots, so after one exchange
+// between lanes every lane has the four gates of one unit of one slot: the cell is updated in
+// registers and c stays there. h_t goes to all blocks as it is made: stores that add their bytes to
+// the receiver's barrier, into one of two buffers in turn. A slot whose row ends sends the initial
+// h of its next row in place of the last h of the old one, so a step never asks what is new.
+//
+// Why two buffers are enough: a warp sends h_t only after it has read all of h_{t-1}, and it waits
+// for all of h_t before it sends h_{t+1}, which goes where h_{t-1} was; by then every warp of the
+// cluster has sent h_t, so nobody reads h_{t-1} any more.
+#pragma once
+
+#include "cuda/hopper/slot_walk.cuh"
+
+namespace masked_lstm {
+namespace cuda {
+namespace hopper {
+
+constexpr int kTileUnits = 4;
+
+// A variant: what must be known when it is compiled.
+template <int kTiles_, int kChunks_, int kThreads_, bool kCluster_, int kMaxSlotTiles_>
+struct ForwardVariant {
+  static constexpr int kTiles = kTiles_;       // of each warp
+  static constexpr int kChunks = kChunks_;     // of each tile in registers; even
+  static constexpr int kThreads = kThreads_;   // at most
+  static constexpr bool kCluster = kCluster_;  // false: one block, no cluster
+  // 8 slots each; more would not fit the registers.
+  static constexpr int kMaxSlotTiles = kMaxSlotTiles_;
+  // Independent chains of multiplications, which hide their latency; added up in order.
+  static constexpr int kChains = kTiles >= 4 ? 1 : 4 / kTiles;
+};
+
+typedef ForwardVariant<4, 4, 256, false, 1> TinyForward;
+typedef ForwardVariant<2, 8, 256, true, 2> SmallForward;
+typedef ForwardVariant<1, 16, 256, true, 4> MediumForward;
+typedef ForwardVariant<1, 10, 384, true, 2> LargeForward;
+
+// The rest.
+struct ForwardShape {
+  int cluster, clusters;  // blocks of each, how many
+  int warps;              // of each block
+  int chunks;             // of the sum over all units
+  int row_bytes;          // of h of one slot
+};
+
+struct ForwardMemory {
+  const Words* packed;  // PackForwardKernel's
+  float* projection;    // (N,4U) x.W + bias; the reserve's gates, where they are saved
+  float* cells;         // (N,U) of the reserve, or null
+  bool save;            // activated gates go where the projection stood
+};
+
+// recurrent_kernel as the fragments of tile 0, 1, ...: chunk by chunk, 2 Words for each lane. One
+// warp for each chunk of each tile.
+template <typename Stored>
+static __global__ void PackForwardKernel(LstmProblem p, int chunks, Words* packed) {
+  const int64_t U = p.units, first = int64_t{BlockIndexY()} * kTileUnits;
+  const int chunk = BlockIndex();
+  const Stored* const r = static_cast<const Stored*>(p.recurrent_kernel);
+  uint32_t fragment[2][4];
+  LoadFragment<Stored>(
+      chunk,
+      [&](int row, int k) {
+        const int64_t unit = first + row % kTileUnits;
+        if (k >= U || unit >= U) return 0u;
+        return Operand<Stored>::Bits(r[(int64_t{k} * 4 + row / kTileUnits) * U + unit]);
+      },
+      fragment);
+  const int64_t at = (int64_t{BlockIndexY()} * chunks + chunk) * kFragmentBytes;
+  StoreFragment(reinterpret_cast<unsigned char*>(packed) + at, fragment);
+}
+
+// A lane's h, of unit `group` % 4 of one tile, together with its three neighbours': the 4 units
+// that stand side by side in the slot's row.
+template <typename Stored>
+struct UnitWords {
+  static constexpr int kWords = kTileUnits / Operand<Stored>::kPerWord;
+  uint32_t word[kWords];
+
+  explicit MASKED_LSTM_DEVICE UnitWords(float value) {
+    const int lane = ThreadIndex() % kLanes;
+    const bool odd = lane & 4, upper = lane & 8;
+    const uint32_t own = Operand<Stored>::Round(value), other = ShuffleXor(own, 4);
+    const uint32_t low = odd ? other : own, high = odd ? own : other;
+    if constexpr (kWords == 2) {
+      const uint32_t mine = low | high << 16, theirs = ShuffleXor(mine, 8);
+      word[0] = upper ? theirs : mine;
+      word[1] = upper ? mine : theirs;
+    } else {
+      const uint32_t their_low = ShuffleXor(low, 8), their_high = ShuffleXor(high, 8);
+      word[0] = upper ? their_low : low;
+      word[1] = upper ? their_high : high;
+      word[2] = upper ? low : their_low;
+      word[3] = upper ? high : their_high;
+    }
+  }
+};
+
+// Grid: clusters * cluster blocks of 32 * warps threads, in clusters. kSlotTiles: 8 slots each.
+template <typename Stored, typename Variant, int kSlotTiles>
+static __global__ void __launch_bounds__(Variant::kThreads, 1)
+    ClusterForwardKernel(LstmForward call, DeviceSchedule schedule, ForwardShape shape,
+                         ForwardMemory memory) {
+  constexpr int kTiles = Variant::kTiles, kChunks = Variant::kChunks, kChains = Variant::kChains;
+  constexpr int kSlots = kSlotTiles * kColumns;
+  const LstmProblem& p = call.problem;
+  const int64_t U = p.units;
+  const int lane = ThreadIndex() % kLanes, warp = ThreadIndex() / kLanes;
+  const int rank = Variant::kCluster ? ClusterRank() : 0;
+  const int cluster = BlockIndex() / shape.cluster;
+  const int column = ForwardLanes::ColumnOf(lane);
+  const bool lower = lane < 16;
+  const int first_tile = (rank * shape.warps + warp) * kTiles;
+  const int first_unit = first_tile * kTileUnits + lane / 4 % 4;  // this lane's of the first tile
+
+  unsigned char* const shared = SharedMemory<unsigned char>();
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared);  // of the two buffers
+  unsigned char* const h = shared + 2 * sizeof(uint64_t);          // (2, kSlots, row_bytes)
+  unsigned char* const stored = h + 2 * kSlots * shape.row_bytes;  // the rest of the weights
+  const int stored_chunks = shape.chunks > kChunks ? shape.chunks - kChunks : 0;
+  const int message = shape.cluster * shape.warps * kTiles * kTileUnits * kSlots *
+                      kOperandBytes<Stored>;  // bytes of h of all units and slots
+
+  // The weights.
+  uint32_t weights[kTiles][kChunks][2][4];
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+    const Words* const from = memory.packed + int64_t{first_tile + m} * shape.chunks * 2 * kLanes;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        Words words = {{0, 0, 0, 0}};
+        if (c < shape.chunks) words = from[(2 * c + step) * kLanes + lane];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) weights[m][c][step][i] = words.word[i];
+      }
+    }
+    Words* const to =
+        reinterpret_cast<Words*>(stored + (warp * kTiles + m) * stored_chunks * kFragmentBytes);
+    for (int i = lane; i < stored_chunks * 2 * kLanes; i += kLanes) {
+      to[i] = from[kChunks * 2 * kLanes + i];
+    }
+  }
+  // Units past U are never sent but multiplied, by zeros.
+  for (int i = ThreadIndex(); i < 2 * kSlots * shape.row_bytes / 16; i += BlockSize()) {
+    reinterpret_cast<Words*>(h)[i] = {{0, 0, 0, 0}};
+  }
+  if (Variant::kCluster) {
+    if (ThreadIndex() == 0) {
+      BarrierInit(&barriers[0], 1);
+      BarrierInit(&barriers[1], 1);
+      BarrierInitFence();
+      BarrierArriveExpect(&barriers[0], message);
+      BarrierArriveExpect(&barriers[1], message);
+    }
+    SyncCluster();
+  } else {
+    SyncBlock();
+  }
+
+  // What a lane holds of each slot and unit it updates. The inputs of the next step are read as
+  // soon as those of this one are used: there is a whole step for them to come.
+  float cell[kSlotTiles][kTiles], xw[kSlotTiles][kTiles][4], next_h[kTiles];
+  int32_t x_row[kSlotTiles];
+  SlotWalk<ForwardLanes, kSlotTiles, false> walk(schedule, static_cast<int>(p.batch), cluster,
+                                                 shape.clusters);
+  // Of the step that `walk` stands at.
+  const auto ReadInputs = [&](int j, int m) {
+    const int64_t unit = first_unit + m * kTileUnits;
+    const bool exists = walk[j].left > 0 && unit < U;
+    const float* const from = memory.projection + int64_t{walk[j].n} * 4 * U + unit;
+#pragma unroll
+    for (int v = 0; v < 4; ++v) xw[j][m][v] = exists ? from[v * U] : 0.0f;
+    if (walk[j].fresh) {
+      cell[j][m] = exists && p.c0 != nullptr
+                       ? Widen(static_cast<const Stored*>(p.c0)[int64_t{walk[j].row} * U + unit])
+                       : 0.0f;
+    }
+  };
+  const auto ReadPosition = [&](int j) {
+    x_row[j] = walk[j].left > 0 && p.return_sequences
+                   ? static_cast<int32_t>(schedule.x_rows[walk[j].n])
+                   : 0;
+  };
+  // h0 of a row that begins.
+  const auto ReadState = [&](int j, int m) {
+    const int64_t unit = first_unit + m * kTileUnits;
+    next_h[m] = walk[j].fresh && unit < U && p.h0 != nullptr
+                    ? Widen(static_cast<const Stored*>(p.h0)[int64_t{walk[j].row} * U + unit])
+                    : 0.0f;
+  };
+  // h of this lane's unit of tile m and slot of tile j, for step `step`, to every block.
+  const auto Send = [&](int j, int m, float value, unsigned step) {
+    const UnitWords<Stored> words(value);
+    const unsigned buffer = step % 2;
+    const int slot = static_cast<int>(buffer) * kSlots + j * kColumns + column;
+    const int at = static_cast<int>(h - shared) + slot * shape.row_bytes +
+                   (first_tile + m) * kTileUnits * kOperandBytes<Stored>;
+    if (Variant::kCluster) {
+      // Each of the four lanes that have these words, to every fourth block.
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int block = lane / 4 % 4 + 4 * i;
+        if (block < shape.cluster) {
+          const SharedAddress there = MapToBlock(AddressOf(shared), block);
+          StoreAsync(there + at, words.word, there + buffer * sizeof(uint64_t));
+        }
+      }
+    } else if (lane / 4 % 4 == 0) {
+      uint32_t* const to = reinterpret_cast<uint32_t*>(shared + at);
+#pragma unroll
+      for (int i = 0; i < UnitWords<Stored>::kWords; ++i) to[i] = words.word[i];
+    }
+  };
+
+  bool active = walk.Active();
+  if (!active) return;
+#pragma unroll
+  for (int j = 0; j < kSlotTiles; ++j) {
+    ReadPosition(j);
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      cell[j][m] = 0;
+      ReadInputs(j, m);
+      ReadState(j, m);
+      Send(j, m, next_h[m], 0);
+    }
+  }
+
+  for (unsigned step = 0; active; ++step) {
+    Slot now[kSlotTiles];
+#pragma unroll
+    for (int j = 0; j < kSlotTiles; ++j) now[j] = walk[j];
+    walk.Advance();
+    active = walk.Active();
+    if (Variant::kCluster) {
+      BarrierWait(&barriers[step % 2], step / 2 % 2);
+      // For the step after the next: nobody can send that before this thread sends the next.
+      if (ThreadIndex() == 0) BarrierArriveExpect(&barriers[step % 2], message);
+    } else {
+      SyncBlock();
+    }
+#pragma unroll
+    for (int j = 0; j < kSlotTiles; ++j) {
+      const unsigned char* const rows =
+          h + (static_cast<int>(step % 2) * kSlots + j * kColumns) * shape.row_bytes;
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) ReadState(j, m);
+      float sums[kTiles][kChains][4] = {};
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        if (c < shape.chunks) {
+          const Words chunk = LoadChunk(rows, shape.row_bytes, c);
+#pragma unroll
+          for (int part = 0; part < 2; ++part) {
+#pragma unroll
+            for (int m = 0; m < kTiles; ++m) {
+              MultiplyStep<Stored>(sums[m][(2 * c + part) % kChains], weights[m][c][part], chunk,
+                                   part);
+            }
+          }
+        }
+      }
+      for (int begin = 0; begin < stored_chunks; begin += 2) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (begin + i < stored_chunks) {
+            const Words chunk = LoadChunk(rows, shape.row_bytes, kChunks + begin + i);
+#pragma unroll
+            for (int part = 0; part < 2; ++part) {
+#pragma unroll
+              for (int m = 0; m < kTiles; ++m) {
+                const int at = (warp * kTiles + m) * stored_chunks + begin + i;
+                MultiplyStored<Stored>(sums[m][(2 * i + part) % kChains],
+                                       stored + at * kFragmentBytes, chunk, part);
+              }
+            }
+          }
+        }
+      }
+      const Slot slot = now[j];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        float sum[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[i] = sums[m][0][i];
+#pragma unroll
+          for (int chain = 1; chain < kChains; ++chain) sum[i] += sums[m][chain][i];
+        }
+        // Lower lanes have i and c, upper ones f and o, of the same two slots: one slot each.
+        const float got_if = ShuffleXorFloat(lower ? sum[1] : sum[0], 16);
+        const float got_co = ShuffleXorFloat(lower ? sum[3] : sum[2], 16);
+        const float i = Sigmoid((lower ? sum[0] : got_if) + xw[j][m][0]);
+        const float f = Sigmoid((lower ? got_if : sum[1]) + xw[j][m][1]);
+        const float g = Tanh((lower ? sum[2] : got_co) + xw[j][m][2]);
+        const float o = Sigmoid((lower ? got_co : sum[3]) + xw[j][m][3]);
+        const float c = MulAdd(f, cell[j][m], i * g);
+        const float new_h = o * Tanh(c);
+        cell[j][m] = c;
+        ReadInputs(j, m);
+        if (active) {
+          Send(j, m, walk[j].left == 0 ? 0.0f : walk[j].fresh ? next_h[m] : new_h, step + 1);
+        }
+        const int64_t unit = first_unit + m * kTileUnits;
+        if (slot.left > 0 && unit < U) {
+          if (memory.save) {
+            float* const gates = memory.projection + int64_t{slot.n} * 4 * U + unit;
+            gates[0] = i, gates[U] = f, gates[2 * U] = g, gates[3 * U] = o;
+            memory.cells[slot.n * U + unit] = c;
+          }
+          const bool last = slot.left == 1;
+          if (call.outputs != nullptr && (p.return_sequences || last)) {
+            const int64_t to =
+                p.return_sequences ? OutputRow(p, slot.row, x_row[j]) : int64_t{slot.row};
+            static_cast<Stored*>(call.outputs)[to * U + unit] = Narrow<Stored>(new_h);
+          }
+          const int64_t state = int64_t{slot.row} * U + unit;
+          if (last && call.h != nullptr) {
+            static_cast<Stored*>(call.h)[state] = Narrow<Stored>(new_h);
+          }
+          if (last && call.c != nullptr) static_cast<Stored*>(call.c)[state] = Narrow<Stored>(c);
+        }
+      }
+      ReadPosition(j);
+    }
+  }
+}
+
+template <typename Stored, typename Variant>
+int64_t ForwardSharedBytes(const ForwardShape& shape, int slot_tiles) {
+  const int64_t stored = shape.chunks > Variant::kChunks ? shape.chunks - Variant::kChunks : 0;
+  return 2 * 8 + int64_t{2} * slot_tiles * kColumns * shape.row_bytes +
+         stored * shape.warps * Variant::kTiles * kFragmentBytes;
+}
+
+}  // namespace hopper
+}  // namespace cuda
+}  // namespace masked_lstm

@@ -1,0 +1,141 @@
+// csrc/cuda/hopper/ptx.cuh on the host: clusters by cluster_host.h, warp operations by all lanes
+// meeting, tensor cores as chains of multiply-adds in the order of k.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cluster_host.h"
+#include "cuda_host.h"
+
+namespace masked_lstm {
+namespace cuda {
+namespace hopper {
+
+typedef uintptr_t SharedAddress;
+
+inline int ClusterRank() { return cuda_host::ClusterRank(); }
+inline void SyncBlock() { cuda_host::SyncBlock(); }
+inline void SyncCluster() { cuda_host::SyncCluster(); }
+
+struct Shuffled {
+  uint32_t value;
+  int source;
+  uint32_t result;
+};
+
+inline uint32_t ShuffleFrom(uint32_t value, int source) {
+  Shuffled mine = {value, source, 0};
+  cuda_host::Collective(&mine, [](void* const* lanes) {
+    for (int lane = 0; lane < 32; ++lane) {
+      Shuffled* const one = static_cast<Shuffled*>(lanes[lane]);
+      one->result = static_cast<Shuffled*>(lanes[one->source % 32])->value;
+    }
+  });
+  return mine.result;
+}
+inline uint32_t ShuffleXor(uint32_t value, int mask) {
+  return ShuffleFrom(value, ThreadIndex() % 32 ^ mask);
+}
+inline uint32_t Ballot(bool vote) {
+  Shuffled mine = {vote, 0, 0};
+  cuda_host::Collective(&mine, [](void* const* lanes) {
+    uint32_t votes = 0;
+    for (int lane = 0; lane < 32; ++lane) {
+      votes |= static_cast<Shuffled*>(lanes[lane])->value << lane;
+    }
+    for (int lane = 0; lane < 32; ++lane) static_cast<Shuffled*>(lanes[lane])->result = votes;
+  });
+  return mine.result;
+}
+inline void SyncWarp() { (void)Ballot(true); }
+inline int CountBits(uint32_t bits) { return __builtin_popcount(bits); }
+
+inline float Reciprocal(float x) { return 1 / x; }
+
+// To nearest, ties away from zero; 10 bits of fraction.
+inline uint32_t ToTf32(float value) {
+  const uint32_t bits = FloatBits(value);
+  if ((bits & 0x7f800000) == 0x7f800000) return bits & 0xffffe000;
+  return (bits + 0x1000) & 0xffffe000;
+}
+
+struct MmaOperands {
+  float* sum;  // 4
+  const uint32_t *a, *b;
+};
+
+// The operands' values as k runs over a fragment's words: what value(word, part) reads.
+template <int kPerWord, float (*kValue)(uint32_t, int)>
+void MmaOfWarp(void* const* lanes) {
+  const auto lane = [&](int i) { return static_cast<MmaOperands*>(lanes[i]); };
+  float a[16][8 * kPerWord], b[8 * kPerWord][8], c[16][8];
+  for (int i = 0; i < 32; ++i) {
+    const int group = i / 4, member = i % 4;
+    for (int word = 0; word < 4; ++word) {
+      for (int part = 0; part < kPerWord; ++part) {
+        const int k = (word / 2 * 4 + member) * kPerWord + part;
+        a[group + word % 2 * 8][k] = kValue(lane(i)->a[word], part);
+        if (word < 2)
+          b[(word * 4 + member) * kPerWord + part][group] = kValue(lane(i)->b[word], part);
+      }
+      c[group + word / 2 * 8][member * 2 + word % 2] = lane(i)->sum[word];
+    }
+  }
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      for (int k = 0; k < 8 * kPerWord; ++k) {
+        c[row][column] = std::fma(a[row][k], b[k][column], c[row][column]);
+      }
+    }
+  }
+  for (int i = 0; i < 32; ++i) {
+    for (int word = 0; word < 4; ++word) {
+      lane(i)->sum[word] = c[i / 4 + word / 2 * 8][i % 4 * 2 + word % 2];
+    }
+  }
+}
+
+inline float HalfOfWord(uint32_t word, int part) {
+  return HalfToFloat(static_cast<uint16_t>(word >> (16 * part)));
+}
+inline float BFloatOfWord(uint32_t word, int part) {
+  return FloatFromBits(word >> (16 * part) << 16);
+}
+inline float Tf32OfWord(uint32_t word, int) { return FloatFromBits(word & 0xffffe000); }
+
+inline void MmaF16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaOperands mine = {sum, a, b};
+  cuda_host::Collective(&mine, MmaOfWarp<2, HalfOfWord>);
+}
+inline void MmaBF16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaOperands mine = {sum, a, b};
+  cuda_host::Collective(&mine, MmaOfWarp<2, BFloatOfWord>);
+}
+inline void MmaTf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaOperands mine = {sum, a, b};
+  cuda_host::Collective(&mine, MmaOfWarp<1, Tf32OfWord>);
+}
+
+inline SharedAddress AddressOf(const void* shared) { return reinterpret_cast<uintptr_t>(shared); }
+inline SharedAddress MapToBlock(SharedAddress address, int rank) {
+  return cuda_host::MapToBlock(address, rank);
+}
+inline void BarrierInit(uint64_t* barrier, int arrivals) {
+  cuda_host::BarrierInit(barrier, arrivals);
+}
+inline void BarrierInitFence() {}
+inline void BarrierArriveExpect(uint64_t* barrier, int bytes) {
+  cuda_host::BarrierArriveExpect(barrier, bytes);
+}
+inline void BarrierWait(uint64_t* barrier, unsigned parity) {
+  cuda_host::BarrierWait(barrier, static_cast<int>(parity));
+}
+template <int kWords>
+void StoreAsync(SharedAddress address, const uint32_t (&words)[kWords], SharedAddress barrier) {
+  cuda_host::StoreAsync(address, words, 4 * kWords, barrier);
+}
+
+}  // namespace hopper
+}  // namespace cuda
+}  // namespace masked_lstm

@@ -1,0 +1,73 @@
+"""The Hopper kernels without a GPU: on the host executor of clusters; what the compiler reports."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HOST = ROOT / "tests" / "cuda_host"
+FLAGS = ["-std=c++17", f"-I{ROOT}/csrc", f"-I{HOST}", "-O1"]
+CHECKED = ["-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory):
+    """The program check_hopper, under AddressSanitizer; the executor and the core are not."""
+    folder = tmp_path_factory.mktemp("hopper")
+    generic = ["-DMASKED_LSTM_ISA_NAMESPACE=generic", "-DMASKED_LSTM_VECTOR_BYTES=16"]
+    generic += ["-ffp-contract=off", "-Wno-psabi"]
+    core = ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
+    sources = [(ROOT / "csrc" / f"{name}.cc", []) for name in core]
+    sources += [(ROOT / "csrc/cpu/kernels.cc", generic)]
+    sources += [(HOST / f"{name}.cc", CHECKED) for name in ("cuda_host", "cluster_host")]
+    sources += [(HOST / "check_hopper.cc", [*CHECKED, "-fsanitize=address"])]
+    objects = []
+    for index, (source, flags) in enumerate(sources):
+        objects.append(folder / f"{index}.o")
+        subprocess.run(["c++", *FLAGS, *flags, "-c", source, "-o", objects[-1]], check=True)
+    program = folder / "check_hopper"
+    subprocess.run(["c++", "-fsanitize=address", *objects, "-o", program], check=True)
+    return program
+
+
+def test_on_the_host_executor(check):
+    """Parity with the CPU core and the same bits, whatever the order of threads and messages."""
+    run = subprocess.run([check], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert "0 failures" in run.stdout
+
+
+def test_the_executor_notices_what_is_left_out(check):
+    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes."""
+    assert subprocess.run([check, "nothing"], capture_output=True).returncode == 0
+    for broken in ("wait", "block", "cluster", "bytes"):
+        assert subprocess.run([check, broken], capture_output=True).returncode != 0, broken
+
+
+def test_nvcc_spills_nothing_for_hopper(tmp_path):
+    """Of one dtype: the others differ in the multiplication's name."""
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    text = (ROOT / "csrc/cuda/hopper/launch_hopper.cu").read_text()
+    source = tmp_path / "launch_hopper.cu"
+    source.write_text(
+        text.replace("f(Float16())", "f(BFloat16())").replace("f(float())", "f(BFloat16())")
+    )
+    command = [nvcc, "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-Xptxas=-v"]
+    command += [f"-I{ROOT}/csrc", "-cubin", source, "-o", tmp_path / "hopper.cubin"]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    report = re.findall(
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads",
+        run.stderr,
+    )
+    assert len([name for name, *_ in report if "Cluster" in name]) >= 17
+    assert not [name for name, *spilled in report if any(map(int, spilled))]
