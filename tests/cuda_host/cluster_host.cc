@@ -161,7 +161,8 @@ void RunCluster(int first_block) {
   cluster.at_barrier = 0;
   cluster.left = all;
   for (Block& block : cluster.blocks) {
-    block.memory.assign(cluster.shared_bytes + 16, 0xff);  // NaN, in every type
+    if (Random(2) == 0) block.asleep_until = cluster.tick + 20000;  // begins late
+    block.memory.assign(cluster.shared_bytes + 16, 0xff);           // NaN, in every type
     block.shared = block.memory.data();
     block.shared += (16 - reinterpret_cast<uintptr_t>(block.shared) % 16) % 16;
     block.warps.assign(cluster.threads / kWarp, Warp());
@@ -186,19 +187,28 @@ void RunCluster(int first_block) {
   while (cluster.left > 0) {
     ++cluster.tick;
     if (cluster.size > 1 && Random(64) == 0) {
-      cluster.blocks[Random(cluster.size)].asleep_until = cluster.tick + Random(3000);
+      Block& block = cluster.blocks[Random(cluster.size)];
+      block.asleep_until = std::max(block.asleep_until, cluster.tick + Random(3000));
     }
     if (!cluster.flying.empty() && (cluster.ready.empty() || Random(4) == 0)) Land();
     if (cluster.ready.empty()) {
       if (cluster.flying.empty()) Die("all threads wait for each other");
       continue;
     }
-    size_t pick = 0;
-    for (int attempt = 0; attempt < 8; ++attempt) {
-      pick = Random(static_cast<unsigned>(cluster.ready.size()));
-      const Fiber& fiber = *cluster.fibers[cluster.ready[pick]];
-      if (cluster.blocks[fiber.rank].asleep_until <= cluster.tick) break;
+    // At random among those awake; time passes until somebody is.
+    const size_t first = Random(static_cast<unsigned>(cluster.ready.size()));
+    size_t pick = first;
+    long wakes = -1;
+    for (size_t i = 0; i < cluster.ready.size(); ++i) {
+      const size_t other = (first + i) % cluster.ready.size();
+      const long until = cluster.blocks[cluster.fibers[cluster.ready[other]]->rank].asleep_until;
+      if (wakes < 0 || until < wakes) {
+        pick = other;
+        wakes = until;
+      }
+      if (until <= cluster.tick) break;
     }
+    cluster.tick = std::max(cluster.tick, wakes);
     running_index = cluster.ready[pick];
     cluster.ready[pick] = cluster.ready.back();
     cluster.ready.pop_back();

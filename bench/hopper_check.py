@@ -1,0 +1,209 @@
+"""The Hopper kernels on a Hopper GPU: parity, then times against the other kernels and cuDNN.
+
+    python bench/hopper_check.py parity | short | bench --out FILE.csv
+
+See hopper_check.sh. Shapes are those that csrc/cuda/hopper/plan.h tells apart. float32 is checked
+as tf32, with tf32's tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import os
+import sys
+import time
+
+import gpu_check
+import numpy as np
+import torch
+
+from masked_lstm import cuda
+
+SWITCH = "MASKED_LSTM_CUDA_KERNEL"
+ASKED = "hopper-tf32"
+DTYPES = ("bfloat16", "float16", "float32")
+UNITS = {  # on both sides of every step of the rule
+    "bfloat16": (1, 33, 128, 130, 256, 300, 384, 400, 512, 600, 768, 769),
+    "float16": (70, 256, 512, 768),
+    "float32": (33, 64, 100, 128, 200, 256, 400, 512),
+}
+# bfloat16 and tf32 round h and dG before every product: u = 2^-9 and 2^-11.
+LIMITS = {"bfloat16": 1e-1, "float16": 2e-2, "float32": 2e-2}
+SECONDS = 150  # of measuring
+
+
+def parity() -> int:
+    gpu_check.LIMITS.update(LIMITS)
+    failures = count = 0
+    options = (
+        {},
+        {"go_backwards": True, "return_sequences": False},
+        {"zero_output_for_mask": True},
+    )
+    for dtype in DTYPES:
+        for units, option in itertools.product(UNITS[dtype], options):
+            shape = (19, 7, 20, units)
+            for mask in ("lengths", "holes") if units < 300 else ("holes",):
+                worst = gpu_check.check(shape, dtype, mask, option)
+                count += 1
+                if not worst <= 1:
+                    failures += 1
+                    print(f"FAILED {shape} {dtype} {mask} {option}: {worst:.1f} times the limit")
+    for dtype, units in (("bfloat16", 200), ("float16", 512), ("float32", 256)):
+        failures += not invariance(dtype, units)
+        count += 1
+    print(f"parity: {'passed' if not failures else 'FAILED'}, {failures} of {count} checks failed")
+    return failures
+
+
+def invariance(dtype, units) -> bool:
+    """Rows alone have the bits they have in a batch; twice the same bits."""
+    p, mask = gpu_check.problem(300, 9, 24, units), gpu_check.masks(300, 9)["holes"]
+    to = gpu_check.DTYPES[dtype]
+    whole, again = (gpu_check.run(p, mask, {}, to) for _ in range(2))
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(whole, again, strict=True))
+    for row in (0, 5, 299):
+        part = {
+            name: value if "kernel" in name or name == "bias" else value[row : row + 1]
+            for name, value in p.items()
+            if name != "initial_state"
+        }
+        part["initial_state"] = tuple(state[row : row + 1] for state in p["initial_state"])
+        alone = gpu_check.run(part, {"mask": mask["mask"][row : row + 1]}, {}, to)
+        for index in (0, 1, 2, 3, 7, 8):  # outputs, h, c, dx, dh0, dc0
+            same &= alone[index].tobytes() == whole[index][row : row + 1].tobytes()
+    print(f"{dtype} U={units}: bitwise batch invariance {'passed' if same else 'FAILED'}")
+    return same
+
+
+def short() -> int:
+    """A few small calls, for compute-sanitizer."""
+    gpu_check.LIMITS.update(LIMITS)
+    shapes = [(11, 3, 9, 40), (9, 3, 5, 200), (9, 3, 5, 400)]
+    return sum(not gpu_check.check(shape, "bfloat16", "holes", {}) <= 1 for shape in shapes)
+
+
+def median_ms(call, rounds=9) -> float:
+    call()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for start, end in events:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return float(np.median([start.elapsed_time(end) for start, end in events]))
+
+
+def ours(x, weights, mask, d_outputs, kernel):
+    def call():
+        if kernel is None:
+            os.environ.pop(SWITCH, None)
+        else:
+            os.environ[SWITCH] = kernel
+        result = cuda.forward(x, *weights, save_reserve=d_outputs is not None, **mask)
+        if d_outputs is not None:
+            cuda.backward(x, *weights, result.reserve, d_outputs, **mask)
+
+    return call
+
+
+def torchs(x, units, dtype, lengths, d_outputs, packed):
+    lstm = torch.nn.LSTM(units, units, batch_first=True, device="cuda", dtype=dtype)
+    x = x.clone().requires_grad_(d_outputs is not None)
+    lengths = torch.tensor(lengths)
+
+    def call():
+        with torch.set_grad_enabled(d_outputs is not None):
+            rows = x
+            if packed:
+                rows = torch.nn.utils.rnn.pack_padded_sequence(
+                    x, lengths, True, enforce_sorted=False
+                )
+            y, _ = lstm(rows)
+            if packed:
+                y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, True, total_length=x.shape[1])
+        if d_outputs is not None:
+            lstm.zero_grad(set_to_none=True)
+            x.grad = None
+            y.backward(d_outputs)
+
+    return call
+
+
+def bench(path) -> int:
+    rows, end, timesteps = [], time.monotonic() + SECONDS, 500
+    grid = itertools.product((512, 256, 768, 128), (64, 16, 256, 1), ("bfloat16", "float32"))
+    for (units, batch, dtype), fraction in itertools.product(grid, (1.0, 0.4)):
+        rng = np.random.default_rng(0)
+        lengths = np.full(batch, timesteps)
+        if fraction < 1:
+            lengths = np.clip(rng.beta(1.3, 1.95, batch) * timesteps, 1, timesteps).astype(int)
+        to = gpu_check.DTYPES[dtype]
+
+        def normal(*shape, scale=1.0, to=to):
+            return (torch.randn(shape, device="cuda") * scale).to(to)
+
+        x, d_outputs = normal(batch, timesteps, units), normal(batch, timesteps, units)
+        scale = units**-0.5
+        weights = [normal(units, 4 * units, scale=scale) for _ in range(2)] + [normal(4 * units)]
+        mask = {"sequence_lengths": torch.tensor(lengths, device="cuda", dtype=torch.int32)}
+        for training in (False, True):
+            if time.monotonic() > end:
+                print("out of time: the rest is not measured")
+                return 0
+            upstream = d_outputs if training else None
+            peers = {
+                "hopper": ours(x, weights, mask, upstream, ASKED),
+                "groups": ours(x, weights, mask, upstream, None),
+                "torch dense": torchs(x, units, to, lengths, upstream, False),
+                "torch packed": torchs(x, units, to, lengths, upstream, True),
+            }
+            times = {name: median_ms(call) for name, call in peers.items()}
+            for name, value in times.items():
+                rows.append(
+                    {
+                        "date": time.strftime("%Y-%m-%d"),
+                        "gpu": torch.cuda.get_device_properties(0).name,
+                        "torch": torch.__version__,
+                        "cudnn": torch.backends.cudnn.version(),
+                        "units": units,
+                        "batch": batch,
+                        "timesteps": timesteps,
+                        "dtype": dtype,
+                        "valid_fraction": round(float(lengths.sum()) / (batch * timesteps), 4),
+                        "pass": "training" if training else "forward",
+                        "peer": name,
+                        "median_ms": round(value, 5),
+                        "us_per_timestep": round(value * 1e3 / timesteps, 4),
+                    }
+                )
+            title = "training" if training else "forward"
+            print(
+                f"U={units} B={batch} {dtype} {fraction:.0%} {title}: "
+                + ", ".join(f"{name} {value:.3f} ms" for name, value in times.items())
+            )
+            with open(path, "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["parity", "short", "bench"])
+    parser.add_argument("--out", default="hopper.csv")
+    options = parser.parse_args()
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        sys.exit("error: expected a GPU of compute capability 9.0")
+    os.environ[SWITCH] = ASKED
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if options.what == "bench":
+        return bench(options.out)
+    return int((parity if options.what == "parity" else short)() > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
