@@ -60,10 +60,10 @@ def nvcc_of_pypi():
     return None
 
 
-def cuda_options():
-    """CMake's, from the environment: MASKED_LSTM_CUDA, MASKED_LSTM_CUDA_ARCHITECTURES; and nvcc,
-    where CMake would not find it: a toolkit on PATH or named by CUDACXX comes before PyPI's."""
-    names = ("MASKED_LSTM_CUDA", "MASKED_LSTM_CUDA_ARCHITECTURES")
+def chosen_options():
+    """CMake's, from the environment; and nvcc, where CMake would not find it: a toolkit on PATH or
+    named by CUDACXX comes before PyPI's."""
+    names = ("MASKED_LSTM_CUDA", "MASKED_LSTM_CUDA_ARCHITECTURES", "MASKED_LSTM_XLA")
     options = [f"-D{name}={os.environ[name]}" for name in names if name in os.environ]
     if "CUDACXX" in os.environ or shutil.which("nvcc"):
         return options
@@ -96,14 +96,20 @@ class CMakeBuild(build_ext):
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
                 f"-DMASKED_LSTM_TF_COMPILE_FLAGS={compile_flags}",
                 f"-DMASKED_LSTM_TF_LINK_FLAGS={link_flags}",
-                *cuda_options(),
+                f"-DMASKED_LSTM_TF_VERSION={version}",
+                *chosen_options(),
             ]
         )  # fmt: skip
         subprocess.check_call(["cmake", "--build", str(build)])
-        info = f'"""Written by setup.py."""\n\nTENSORFLOW_VERSION = "{version}"  # "": no op\n'
+        no_xla = (build / "no_xla.txt").read_text()
         architectures = (build / "cuda_architectures.txt").read_text()
-        info += f'CUDA_ARCHITECTURES = "{architectures}"  # "": no CUDA kernels\n'
-        (output / "_build_info.py").write_text(info)
+        print(f"masked_lstm: XLA kernels: {no_xla or 'built'}")
+        (output / "_build_info.py").write_text(
+            f'"""Written by setup.py."""\n\n'
+            f'TENSORFLOW_VERSION = "{version}"  # "": no op\n'
+            f'CUDA_ARCHITECTURES = "{architectures}"  # "": no CUDA kernels\n'
+            f'NO_XLA = "{no_xla}"  # why there are no XLA kernels; "": they were built\n'
+        )
 
 
 class BinaryDistribution(Distribution):

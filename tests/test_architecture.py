@@ -20,9 +20,18 @@ ALLOWED = {
 }
 FRAMEWORKS = {
     "python": ("pybind11/",),
-    "tensorflow": ("tensorflow/", "absl/", "unsupported/Eigen"),
+    "tensorflow": ("tensorflow/", "absl/", "xla/", "unsupported/Eigen"),
 }
-FOREIGN = ("tensorflow/", "absl/", "unsupported/Eigen", "Eigen/", "Python.h", "pybind11/", "torch/")
+FOREIGN = (
+    "tensorflow/",
+    "absl/",
+    "xla/",
+    "unsupported/Eigen",
+    "Eigen/",
+    "Python.h",
+    "pybind11/",
+    "torch/",
+)
 
 
 def includes(path):

@@ -49,7 +49,9 @@ BAD = {
     "initial_state[1] (c): expected shape (batch, units) = (3, 2), got (2, 2)": dict(
         initial_state=(P.d_h, P.d_h[1:])
     ),
-    "instruction set: expected generic, avx2 or avx512, got 'mmx'": dict(isa="mmx"),
+    "instruction set: expected generic, avx2, avx512, avx512_bf16 or amx_bf16, got 'mmx'": dict(
+        isa="mmx"
+    ),
     "num_threads: expected a whole number from 1 to 1024, got 0": dict(num_threads=0),
     "num_threads: expected a whole number from 1 to 1024, got nan": dict(num_threads=float("nan")),
 }
@@ -105,9 +107,9 @@ def test_isa_of_the_environment(monkeypatch):
     monkeypatch.setenv("MASKED_LSTM_ISA", "generic")
     assert core.isa() == "generic"
     monkeypatch.setenv("MASKED_LSTM_ISA", "sse9")
-    with pytest.raises(ValueError, match="expected generic, avx2 or avx512, got 'sse9'"):
+    with pytest.raises(ValueError, match="avx512_bf16 or amx_bf16, got 'sse9'"):
         core.forward(**GOOD)
-    missing = {"generic", "avx2", "avx512"} - set(core.isas())
+    missing = {"generic", "avx2", "avx512", "avx512_bf16", "amx_bf16"} - set(core.isas())
     for isa in missing:
         monkeypatch.setenv("MASKED_LSTM_ISA", isa)
         with pytest.raises(ValueError, match=f"{isa} was asked for, but this CPU"):

@@ -82,3 +82,42 @@ def test_the_cell_state_is_not_rounded_between_steps(dtype):
     assert expected.c[0, 0] > 1.15
     limit = 2.0 ** -(8 if dtype != np.float16 else 11)  # one rounding
     assert relative_error(actual.c, expected.c) <= limit
+
+
+@pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(isa, marks=pytest.mark.skipif(isa not in core.isas(), reason="CPU lacks it"))
+        for isa in ("avx512_bf16", "amx_bf16")
+    ],
+)
+@pytest.mark.parametrize("shape", [(37, 6, 20, 33), (3, 9, 70, 96)])
+def test_products_of_bfloat16(isa, shape):
+    """h is rounded to bfloat16 (2**-9) before each step; a row alone has the same bits."""
+    problem = make_problem(*shape, "holes", "float32")
+    arrays = [
+        array.astype(ml_dtypes.bfloat16)
+        for array in (problem.poisoned(), *problem.weights(), *problem.initial_state)
+    ]
+    x, weights, state = arrays[0], arrays[1:4], arrays[4:]
+
+    def forward(rows):
+        options = dict(mask=problem.mask[rows], isa=isa, num_threads=2)
+        states = tuple(s[rows] for s in state)
+        return core.forward(x[rows], *weights, initial_state=states, **options)
+
+    every = forward(slice(None))
+    exact = [array.astype(np.float64) for array in arrays]
+    expected = reference.forward(
+        np.where(problem.mask[..., None], exact[0], 0),
+        *exact[1:4],
+        initial_state=tuple(exact[4:]),
+        mask=problem.mask,
+    )
+    for actual, want in zip(every[:3], expected[:3], strict=True):
+        assert (
+            np.abs(actual.astype(np.float64) - want).max() < 2**-9 * shape[1] * np.abs(want).max()
+        )
+    for row in (0, shape[0] - 1):
+        for actual, want in zip(forward(slice(row, row + 1))[:3], every[:3], strict=True):
+            np.testing.assert_array_equal(actual[0].view(np.uint16), want[row].view(np.uint16))

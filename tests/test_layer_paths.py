@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -57,30 +56,6 @@ def test_backend_keras_is_recorded_as_the_reason():
     assert ours.fused_reason == "backend='keras' was asked for"
     _, ours = pair(backend="auto")
     assert ours.fused_reason is None
-
-
-def test_inside_xla_keras_path_is_taken_and_recorded():
-    stock, ours = pair(backend="auto", return_sequences=True)
-    mask = MASKS["left"]
-    x, poisoned = (np.float32(v) for v in padding_and_poison(random(BATCH, 6, INPUT_DIM), mask))
-    before = forward_calls()
-    result = tf.function(lambda x: ours(x, mask=mask), jit_compile=True)(poisoned)
-    assert forward_calls() == before
-    np.testing.assert_allclose(result, stock(x, mask=mask), atol=1e-5)
-    assert_reason(ours, "no XLA kernel")
-    ours(x)
-    assert ours.fused_reason is None
-    strict = pair(backend="fused")[1]
-    with pytest.raises(ValueError, match="backend='fused' is not possible here: .* XLA"):
-        tf.function(strict, jit_compile=True)(x)
-
-
-def test_keras_does_not_jit_a_model_that_uses_the_fused_op():
-    model = keras.Sequential([keras.Input((None, 3)), LSTM(2)])
-    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
-        model.compile(loss="mse", jit_compile=True)
-    assert not model.jit_compile
-    assert LSTM(2, backend="keras").supports_jit
 
 
 def test_with_a_gpu_in_use_auto_leaves_the_work_to_keras(monkeypatch):

@@ -139,6 +139,18 @@ Status ParseActivation(const char* argument, const char* name, Activation* activ
                argument, name);
 }
 
+Status ParseSkip(const int32_t* numbers, size_t count, SkippedGradients* skip) noexcept {
+  skip->fill(false);
+  for (size_t i = 0; i < count; ++i) {
+    if (numbers[i] < 0 || numbers[i] >= kGradients) {
+      return Error(StatusCode::kInvalidArgument, "skip: expected numbers from 0 to %d, got %d",
+                   kGradients - 1, numbers[i]);
+    }
+    (*skip)[numbers[i]] = true;
+  }
+  return OkStatus();
+}
+
 Status CheckResultGradients(const LstmProblem& p, int64_t padded_steps,
                             const ArgumentShape& d_outputs, const ArgumentShape& d_h,
                             const ArgumentShape& d_c) noexcept {

@@ -1,6 +1,8 @@
 // Shapes of a call's arguments, checked once for both bindings.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "lstm.h"
@@ -31,6 +33,13 @@ Status CheckShape(const char* name, const ArgumentShape& shape, int rank, const 
 // "tanh", "sigmoid", "relu", "hard_sigmoid", "linear" or "softsign"; `argument` is named in the
 // error.
 Status ParseActivation(const char* argument, const char* name, Activation* activation) noexcept;
+
+// Which of the gradients x, kernel, recurrent_kernel, bias, h0, c0 nobody wants.
+constexpr int kGradients = 6;
+using SkippedGradients = std::array<bool, kGradients>;
+
+// From their numbers. Errors: kInvalidArgument, a number outside [0, kGradients).
+Status ParseSkip(const int32_t* numbers, size_t count, SkippedGradients* skip) noexcept;
 
 // The gradients that arrive at the results of `problem`. padded_steps: B*T, or the rows of x of a
 // ragged batch.

@@ -97,7 +97,10 @@ class GpuLstmOp : public LstmOpBase {
 template <typename Device>
 class GpuLstmGradOp : public LstmOpBase {
  public:
-  using LstmOpBase::LstmOpBase;
+  explicit GpuLstmGradOp(tensorflow::OpKernelConstruction* construction)
+      : LstmOpBase(construction) {
+    OP_REQUIRES_OK(construction, ReadSkip(construction, &skip_));
+  }
 
   void Compute(tensorflow::OpKernelContext* context) override {
     LstmBackward call;
@@ -105,7 +108,7 @@ class GpuLstmGradOp : public LstmOpBase {
     OP_REQUIRES_OK(context, ReadProblem(context, /*on_host=*/false, &p));
     const int64_t steps = PaddedSteps(context, p);
     const tensorflow::TensorShape scratch_shape({ReserveBytes(p, steps)});
-    OP_REQUIRES_OK(context, ReadUpstream(context, steps, scratch_shape, &call));
+    OP_REQUIRES_OK(context, ReadUpstream(context, steps, ReserveBytes(p, steps), &call));
     const struct {
       tensorflow::TensorShape shape;
       void** data;
@@ -118,8 +121,10 @@ class GpuLstmGradOp : public LstmOpBase {
     for (int i = 0; i < 6; ++i) {
       if (!context->output_required(i)) continue;
       tensorflow::Tensor* result = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(i, results[i].shape, &result));
-      *results[i].data = MutableData(result);
+      const tensorflow::TensorShape shape =
+          skip_[i] ? tensorflow::TensorShape({0}) : results[i].shape;
+      OP_REQUIRES_OK(context, context->allocate_output(i, shape, &result));
+      if (!skip_[i]) *results[i].data = MutableData(result);
     }
     // The reserve itself is the scratch memory when nobody else holds it.
     tensorflow::Tensor scratch;
@@ -144,6 +149,9 @@ class GpuLstmGradOp : public LstmOpBase {
     OP_REQUIRES_OK(context, ToAbsl(RunCudaBackward(call, steps, nullptr, stream)));
     CountCudaCall(BackwardCudaKernel(call), p.dtype, Pass::kBackward);
   }
+
+ private:
+  SkippedGradients skip_;
 };
 
 }  // namespace masked_lstm

@@ -136,15 +136,19 @@ class LstmOp : public CpuLstmOp {
 
 class LstmGradOp : public CpuLstmOp {
  public:
-  using CpuLstmOp::CpuLstmOp;
+  explicit LstmGradOp(OpKernelConstruction* construction) : CpuLstmOp(construction) {
+    OP_REQUIRES_OK(construction, ReadSkip(construction, &skip_));
+  }
 
   void Compute(OpKernelContext* context) override {
     LstmBackward call;
     LstmProblem& p = call.problem;
     int64_t steps = 0;
     OP_REQUIRES_OK(context, ReadCpuProblem(context, &p, &steps));
-    const TensorShape scratch_shape({ReserveBytes(p, steps)});
-    OP_REQUIRES_OK(context, ReadUpstream(context, PaddedSteps(context, p), scratch_shape, &call));
+    const int64_t needed = ReserveBytes(p, steps);
+    OP_REQUIRES_OK(context, ReadUpstream(context, PaddedSteps(context, p), needed, &call));
+    const TensorShape scratch_shape(
+        {std::max(needed, context->input(kReserveInput).NumElements())});
 
     const struct {
       TensorShape shape;
@@ -158,8 +162,9 @@ class LstmGradOp : public CpuLstmOp {
     for (int i = 0; i < 6; ++i) {
       if (!context->output_required(i)) continue;
       Tensor* result = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(i, results[i].shape, &result));
-      *results[i].data = FreshData(result);
+      const TensorShape shape = skip_[i] ? TensorShape({0}) : results[i].shape;
+      OP_REQUIRES_OK(context, context->allocate_output(i, shape, &result));
+      if (!skip_[i]) *results[i].data = FreshData(result);
     }
 
     // The reserve itself is the scratch memory when nobody else holds it.
@@ -188,6 +193,9 @@ class LstmGradOp : public CpuLstmOp {
     OP_REQUIRES_OK(context, ToAbsl(status));
     CountCpuCall(BackwardIsa(p), p.dtype, Pass::kBackward);
   }
+
+ private:
+  SkippedGradients skip_;
 };
 
 #define REGISTER_CPU(T)                                                                  \
@@ -203,10 +211,3 @@ REGISTER_CPU(Eigen::bfloat16);
 
 }  // namespace
 }  // namespace masked_lstm
-
-// For masked_lstm.kernel_calls(), through ctypes: see KernelCalls.
-extern "C" __attribute__((visibility("default"))) int64_t masked_lstm_kernel_calls(int index,
-                                                                                   char* name,
-                                                                                   int name_bytes) {
-  return masked_lstm::KernelCalls(index, name, name_bytes);
-}

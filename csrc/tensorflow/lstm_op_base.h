@@ -2,30 +2,13 @@
 // as the core's pointers and shapes.
 #pragma once
 
-#include <string>
-
 #include "host/arguments.h"
 #include "lstm.h"
+#include "tensorflow/attributes.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor.h"
 
 namespace masked_lstm {
-
-inline absl::Status ToAbsl(const Status& status) {
-  switch (status.code) {
-    case StatusCode::kOk:
-      return absl::OkStatus();
-    case StatusCode::kInvalidArgument:
-      return absl::InvalidArgumentError(status.message);
-    case StatusCode::kUnsupported:
-      return absl::UnimplementedError(status.message);
-    case StatusCode::kOutOfMemory:
-      return absl::ResourceExhaustedError(status.message);
-    case StatusCode::kDeviceError:
-      break;
-  }
-  return absl::InternalError(status.message);
-}
 
 inline ArgumentShape ShapeOf(const tensorflow::Tensor& tensor) {
   ArgumentShape shape;
@@ -53,12 +36,7 @@ inline void* MutableData(tensorflow::Tensor* tensor) { return tensor->data(); }
 class LstmOpBase : public tensorflow::OpKernel {
  public:
   explicit LstmOpBase(tensorflow::OpKernelConstruction* construction) : OpKernel(construction) {
-    OP_REQUIRES_OK(construction, construction->GetAttr("go_backwards", &go_backwards_));
-    OP_REQUIRES_OK(construction,
-                   construction->GetAttr("zero_output_for_mask", &zero_output_for_mask_));
-    OP_REQUIRES_OK(construction, construction->GetAttr("return_sequences", &return_sequences_));
-    ReadActivation(construction, "activation", &activation_);
-    ReadActivation(construction, "recurrent_activation", &recurrent_activation_);
+    OP_REQUIRES_OK(construction, attributes_.Read(construction));
   }
 
  protected:
@@ -96,11 +74,7 @@ class LstmOpBase : public tensorflow::OpKernel {
     if (scale_h) shapes.recurrent_factors = ShapeOf(recurrent_factors);
     TF_RETURN_IF_ERROR(ToAbsl(CheckArguments(shapes, p)));
     p->dtype = DTypeOf(context->input(0));
-    p->go_backwards = go_backwards_;
-    p->zero_output_for_mask = zero_output_for_mask_;
-    p->return_sequences = return_sequences_;
-    p->activation = activation_;
-    p->recurrent_activation = recurrent_activation_;
+    attributes_.WriteTo(p);
     if (scale_x) p->input_factors = Data(input_factors);
     if (scale_h) p->recurrent_factors = Data(recurrent_factors);
     p->x = Data(context->input(0));
@@ -131,33 +105,25 @@ class LstmOpBase : public tensorflow::OpKernel {
   static tensorflow::TensorShape StateShape(const LstmProblem& p) { return {p.batch, p.units}; }
 
  private:
-  static void ReadActivation(tensorflow::OpKernelConstruction* construction, const char* attribute,
-                             Activation* activation) {
-    std::string name;
-    OP_REQUIRES_OK(construction, construction->GetAttr(attribute, &name));
-    OP_REQUIRES_OK(construction, ToAbsl(ParseActivation(attribute, name.c_str(), activation)));
-  }
-
-  bool go_backwards_, zero_output_for_mask_, return_sequences_;
-  Activation activation_, recurrent_activation_;
+  LstmAttributes attributes_;
 };
 
 // Inputs of MaskedLstmGrad after the nine.
 constexpr int kReserveInput = 9, kDOutputsInput = 10, kDHInput = 11, kDCInput = 12;
 
 // The gradients that arrive, and the reserve (empty: none), into *call; its problem has been read.
-// padded_steps: PaddedSteps; reserve_shape: what a reserve must have.
+// padded_steps: PaddedSteps; reserve_bytes: what a reserve must have at least.
 inline absl::Status ReadUpstream(tensorflow::OpKernelContext* context, int64_t padded_steps,
-                                 const tensorflow::TensorShape& reserve_shape, LstmBackward* call) {
+                                 int64_t reserve_bytes, LstmBackward* call) {
   TF_RETURN_IF_ERROR(ToAbsl(
       CheckResultGradients(call->problem, padded_steps, ShapeOf(context->input(kDOutputsInput)),
                            ShapeOf(context->input(kDHInput)), ShapeOf(context->input(kDCInput)))));
   const tensorflow::Tensor& reserve = context->input(kReserveInput);
   if (reserve.NumElements() > 0) {
-    if (reserve.shape() != reserve_shape) {
+    if (reserve.NumElements() < reserve_bytes) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "reserve: expected shape ", reserve_shape.DebugString(), " as MaskedLstm gave",
-          " for the same inputs, got ", reserve.shape().DebugString()));
+          "reserve: expected ", reserve_bytes, " bytes as MaskedLstm gave for the same inputs, got",
+          " shape ", reserve.shape().DebugString()));
     }
     call->reserve = Data(reserve);
   }

@@ -1,4 +1,7 @@
 // The ops and their shape functions. The gradient is registered in python/masked_lstm/ops.py.
+#include <cstdint>
+#include <vector>
+
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -102,6 +105,11 @@ absl::Status GradientShapes(InferenceContext* c) {
   c->set_output(3, c->Vector(dims.columns));
   c->set_output(4, state);
   c->set_output(5, state);
+  std::vector<int32_t> skip;
+  TF_RETURN_IF_ERROR(c->GetAttr("skip", &skip));
+  for (int32_t output : skip) {
+    if (output >= 0 && output < 6) c->set_output(output, c->Vector(0));
+  }
   return absl::OkStatus();
 }
 
@@ -139,7 +147,9 @@ REGISTER_OP("MaskedLstm")
     .Attr("save_reserve: bool = true")
     .SetShapeFn(ForwardShapes);
 
-// reserve: from MaskedLstm, or empty: the forward pass is computed again.
+// reserve: from MaskedLstm, or empty: the forward pass is computed again. It may be longer than
+// what is needed, as XLA's is (its size cannot depend on the mask). skip: numbers of outputs that
+// nobody wants; they are empty, (0,).
 REGISTER_OP("MaskedLstmGrad")
     .Input("inputs: T")
     .Input("kernel: T")
@@ -167,6 +177,7 @@ REGISTER_OP("MaskedLstmGrad")
     .Attr("return_sequences: bool = true")
     .Attr("activation: " ACTIVATIONS " = 'tanh'")
     .Attr("recurrent_activation: " ACTIVATIONS " = 'sigmoid'")
+    .Attr("skip: list(int) = []")
     .SetShapeFn(GradientShapes);
 
 }  // namespace masked_lstm

@@ -17,16 +17,16 @@ def _version(distribution):
 
 
 def _op_state():
-    """(path of the op library, whether it loads and if not why)."""
+    """(path of the op library, whether it loads and if not why, the same of the XLA kernels)."""
     if importlib.util.find_spec("tensorflow") is None:
-        return "-", "TensorFlow is not installed"
+        return "-", "TensorFlow is not installed", "TensorFlow is not installed"
     from masked_lstm import ops
 
     try:
         ops.load()
     except ImportError as error:
-        return str(ops.library_path()), str(error)
-    return str(ops.library_path()), "loads"
+        return str(ops.library_path()), str(error), "the op library does not load"
+    return str(ops.library_path()), "loads", ops.no_xla_reason() or "load (CPU)"
 
 
 def _cuda_state():
@@ -42,7 +42,7 @@ def main():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from masked_lstm import _build_info, core
 
-    path, state = _op_state()
+    path, state, xla = _op_state()
     try:
         isa = core.isa()
     except ValueError as error:
@@ -59,6 +59,7 @@ def main():
         "core library": core.library_path(),
         "op library": path,
         "  state": state,
+        "XLA kernels": xla,
     }
     for name, value in rows.items():
         print(f"{name:16} {value}")

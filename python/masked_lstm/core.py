@@ -272,7 +272,7 @@ def library_path():
 
 
 def isa():
-    """The instruction set in use: "avx512", "avx2" or "generic"."""
+    """The instruction set in use: "amx_bf16", "avx512_bf16", "avx512", "avx2" or "generic"."""
     return _core.isa()
 
 

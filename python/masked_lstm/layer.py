@@ -18,7 +18,6 @@ from . import gpus
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _ON_TENSORFLOW:
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # to see XLA while tracing; not public
 
 _BACKENDS = ("auto", "fused", "keras")
 
@@ -102,6 +101,13 @@ def _gpu_in_use() -> bool:
     return "CPU" not in tf.zeros(()).device.upper()
 
 
+def _no_xla_reason() -> str | None:
+    """Why XLA has no kernel of the fused op for the device in use; None if it has one."""
+    from . import ops
+
+    return "XLA compiles it for the CPU only" if _gpu_in_use() else ops.no_xla_reason()
+
+
 @functools.cache
 def _capabilities() -> list[str]:
     """The compute capability of each GPU that TensorFlow may use, such as "9.0"."""
@@ -163,8 +169,13 @@ class LSTM(keras.layers.LSTM):
 
     @property
     def supports_jit(self) -> bool:
-        """Whether `compile(jit_compile="auto")` may use XLA: not while the fused op is in use."""
-        return self._settings_reason() is not None and self.__dict__.get("supports_jit", True)
+        """Whether Keras may compile this layer with XLA.
+
+        On the fused path: where the XLA kernel for the device in use is loaded.
+        """
+        if self._settings_reason() is None:
+            return _no_xla_reason() is None
+        return self.__dict__.get("supports_jit", True)
 
     @supports_jit.setter
     def supports_jit(self, value):  # Keras' own answer, kept where its plain attribute would be
@@ -236,10 +247,10 @@ class LSTM(keras.layers.LSTM):
     @staticmethod
     def _tracing_reason():
         """Why not fused, as far as the graph being traced tells."""
-        if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
-            tf.compat.v1.get_default_graph()
-        ):
-            return "the fused op has no XLA kernel and this call is compiled by XLA"
+        from . import ops
+
+        if ops.inside_xla() and (reason := _no_xla_reason()):
+            return f"this call is compiled by XLA and the fused op has no XLA kernel: {reason}"
         return None
 
     def _initial_states(self, initial_state, batch):

@@ -5,11 +5,14 @@ import pathlib
 
 import tensorflow as tf
 from tensorflow.python.eager import record
+from tensorflow.python.ops import control_flow_util  # to see XLA while tracing; not public
 
 from masked_lstm import composite
 
 _LIBRARY = pathlib.Path(__file__).parent / "libmasked_lstm_ops.so"
+_XLA_LIBRARY = _LIBRARY.with_name("libmasked_lstm_xla.so")
 _ops = None
+_no_xla = "the op library is not loaded"
 
 
 def library_path():
@@ -43,7 +46,7 @@ def load():
         ImportError: it was not built, was built for another minor version of TensorFlow, or
             cannot be loaded.
     """
-    global _ops
+    global _ops, _no_xla
     if _ops is None:
         _check_build()
         try:
@@ -52,22 +55,61 @@ def load():
             raise ImportError(
                 f"masked_lstm: TensorFlow cannot load {_LIBRARY}: {error.message}"
             ) from error
+        _no_xla = _load_xla()
     return _ops
+
+
+def _load_xla():
+    """Loads the optional library of XLA kernels; why there are none, or None."""
+    from masked_lstm import _build_info
+
+    if _build_info.NO_XLA:
+        return f"not built: {_build_info.NO_XLA}"
+    try:
+        tf.load_op_library(str(_XLA_LIBRARY))
+    except (tf.errors.OpError, RuntimeError) as error:
+        return f"TensorFlow cannot load {_XLA_LIBRARY}: {error}"
+    read = ctypes.CDLL(str(_XLA_LIBRARY)).masked_lstm_xla_error
+    read.restype = ctypes.c_char_p
+    return read().decode() or None
+
+
+def no_xla_reason():
+    """Why a program that XLA compiles for the CPU cannot call the op; None when it can.
+
+    For a GPU there is no XLA kernel yet.
+    """
+    return _no_xla
+
+
+def inside_xla():
+    """Whether what is being traced will be compiled by XLA (`jit_compile=True`)."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph()
+    )
 
 
 def kernel_calls():
     """Calls through TensorFlow, by kernel; masked_lstm.kernel_calls() counts all bindings."""
-    if _ops is None:
-        return {}
-    read = ctypes.CDLL(str(_LIBRARY)).masked_lstm_kernel_calls
+    calls = dict(_calls_of(_LIBRARY)) if _ops is not None else {}
+    for kernel, count in xla_kernel_calls().items():
+        calls[kernel] = calls.get(kernel, 0) + count
+    return calls
+
+
+def xla_kernel_calls():
+    """Those of them that programs compiled by XLA made."""
+    return {} if _no_xla else dict(_calls_of(_XLA_LIBRARY))
+
+
+def _calls_of(library):
+    read = ctypes.CDLL(str(library)).masked_lstm_kernel_calls
     read.restype = ctypes.c_int64
-    calls, index = {}, 0
-    name = ctypes.create_string_buffer(64)
+    name, index = ctypes.create_string_buffer(64), 0
     while (count := read(index, name, len(name))) >= 0:
         if count:
-            calls[name.value.decode()] = count
+            yield name.value.decode(), count
         index += 1
-    return calls
 
 
 def _tensor(name, value):
@@ -356,7 +398,8 @@ def _call(
         batch = tf.maximum(_size(mask, 0) - 1, 0) if ragged else _size(inputs, 0)
         h0 = c0 = tf.zeros([batch, units], dtype)
     none = tf.zeros([0], dtype)
-    outputs, h, c, _ = ops.masked_lstm(
+    on_demand = inside_xla() and not recompute
+    outputs, h, c, reserve = ops.masked_lstm(
         inputs=inputs,
         kernel=kernel,
         recurrent_kernel=recurrent_kernel,
@@ -368,12 +411,26 @@ def _call(
         recurrent_factors=none if recurrent_factors is None else recurrent_factors,
         activation=activation,
         recurrent_activation=recurrent_activation,
-        # In a graph the op sees whether a gradient reads the reserve; eagerly the tapes tell.
-        save_reserve=not recompute
+        # In a graph the op sees whether a gradient reads the reserve; eagerly the tapes tell. XLA
+        # does not say: there the gradient asks for it (_ask_for_reserve).
+        save_reserve=not (recompute or on_demand)
         and (not tf.executing_eagerly() or record.could_possibly_record()),
         **options,
     )
+    if on_demand:
+        reserve.op._set_attr(_ON_DEMAND, tf.compat.v1.AttrValue(b=True))
     return outputs, h, c
+
+
+# An attribute of the forward op's node: its gradient may set save_reserve.
+_ON_DEMAND = "_masked_lstm_reserve_on_demand"
+
+
+def _ask_for_reserve(reserve):
+    """Has the op that `reserve` comes from save it, if it waits to be asked."""
+    forward = getattr(reserve, "op", None)  # an eager tensor has none
+    if forward is not None and forward.type == "MaskedLstm" and _ON_DEMAND in forward.node_def.attr:
+        forward._set_attr("save_reserve", tf.compat.v1.AttrValue(b=True))
 
 
 def _options(op):
@@ -389,9 +446,15 @@ def _options(op):
 @tf.RegisterGradient("MaskedLstm")
 def _lstm_gradient(op, d_outputs, d_h, d_c, _):
     """Gradients of the op's inputs; see masked_lstm.core.backward."""
+    reserve = op.outputs[3]
+    _ask_for_reserve(reserve)
+    # Inputs that a tape does not watch; in a graph the op sees which results are read, but XLA's
+    # does not.
+    skip = [i for i in getattr(op, "skip_input_indices", None) or () if i < 6]
     gradients = load().masked_lstm_grad(
-        *op.inputs, op.outputs[3], d_outputs, d_h, d_c, **_options(op)
+        *op.inputs, reserve, d_outputs, d_h, d_c, skip=skip, **_options(op)
     )
+    gradients = [None if i in skip else gradient for i, gradient in enumerate(gradients)]
     return [*gradients, None, None, None]
 
 
@@ -399,6 +462,9 @@ def _lstm_gradient(op, d_outputs, d_h, d_c, _):
 def _lstm_gradient_gradient(op, *upstream):
     """Second order, and with it forward mode: exact, through TensorFlow's own ops."""
     *inputs, mask, input_factors, recurrent_factors, _, d_outputs, d_h, d_c = op.inputs
+    upstream = list(upstream)
+    for i in op.get_attr("skip"):
+        upstream[i] = tf.zeros_like(inputs[i])
     gradients = composite.gradient_of_gradient(
         inputs,
         mask,

@@ -5,12 +5,20 @@
 // "wide" is the 64-byte kernel compiled without AVX-512 (the compiler splits each vector), so that
 // the layout AVX-512 uses runs on every machine.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
+#include <future>
+#include <mutex>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpu/cpu_lstm.h"
@@ -50,6 +58,75 @@ void RunOnThreads(void*, int workers, void (*body)(void*, int), void* argument) 
     });
   });
   for (std::thread& thread : threads) thread.join();
+}
+
+// A pool whose tasks are run in order by `threads` threads.
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  }
+  ~Pool() {
+    for (size_t i = 0; i < threads_.size(); ++i) Schedule(nullptr);
+    for (std::thread& thread : threads_) thread.join();
+  }
+  void Schedule(std::function<void()> task) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    more_.notify_one();
+  }
+
+ private:
+  void Work() {
+    for (;;) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      more_.wait(lock, [this] { return !tasks_.empty(); });
+      const std::function<void()> task = std::move(tasks_.front());
+      tasks_.pop_front();
+      lock.unlock();
+      if (!task) return;
+      task();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable more_;
+  std::deque<std::function<void()>> tasks_;
+  std::vector<std::thread> threads_;
+};
+
+// Six callers that are themselves tasks of the pool they share: whoever waited for a worker that
+// has not begun would wait forever, since all threads do so.
+void CheckCallersInsideThePool(int threads) {
+  constexpr int kCallers = 6, kRounds = 200, kItems = 20;
+  std::promise<void> finished;
+  std::atomic<int> callers{kCallers}, wrong{0};
+  Pool* pool = new Pool(threads);
+  for (int caller = 0; caller < kCallers; ++caller) {
+    pool->Schedule([&, pool] {
+      for (int round = 0; round < kRounds; ++round) {
+        struct {
+          std::atomic<int> next{0}, done{0};
+        } work;
+        const auto body = [](void* argument, int) {
+          auto& shared = *static_cast<decltype(work)*>(argument);
+          while (shared.next++ < kItems) ++shared.done;
+        };
+        ParallelRegion::Run(4, body, &work,
+                            [pool](auto closure) { pool->Schedule(std::move(closure)); });
+        if (work.done != kItems) ++wrong;
+      }
+      if (--callers == 0) finished.set_value();
+    });
+  }
+  if (finished.get_future().wait_for(std::chrono::seconds(60)) != std::future_status::ready) {
+    std::fprintf(stderr, "callers inside a pool of %d threads hang\n", threads);
+    std::_Exit(1);
+  }
+  delete pool;
+  if (wrong > 0) Fail("a region returned before its work was done", "pool");
 }
 
 enum class Mask { kNone, kLengths, kHoles, kEmpty };
@@ -275,6 +352,7 @@ void Check(const std::vector<const CpuKernels*>& sets) {
 // instruction set, and the thread sanitizer is slow.
 int main(int argc, char**) {
   const bool races = argc > 1;
+  for (int threads : {1, 2}) CheckCallersInsideThePool(threads);
   std::vector<const CpuKernels*> sets;
   for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
     const CpuKernels* kernels = nullptr;

@@ -265,7 +265,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     }
   };
   // Two halves of tile `tile`, 8 units of one block each, to the blocks that own them.
-  const auto Send = [&](int j, int tile, const float(&sum)[4], unsigned buffer) {
+  const auto Send = [&](int j, int tile, const float (&sum)[4], unsigned buffer) {
     const int group = lane / 4, member = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

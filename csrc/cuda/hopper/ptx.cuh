@@ -60,11 +60,11 @@ MASKED_LSTM_DEVICE uint32_t ToTf32(float value) {
 //   a:   rows group, group + 8, group, group + 8; the first two words hold the depth's first half
 //   b:   column group; one word of each half of the depth
 // where word `member` of a half holds its 1 (tf32) or 2 (16 bits) values.
-#define MASKED_LSTM_MMA(NAME, SHAPE)                                                           \
-  MASKED_LSTM_DEVICE void NAME(float(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) { \
-    asm("mma.sync.aligned." SHAPE " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"     \
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                               \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                   \
+#define MASKED_LSTM_MMA(NAME, SHAPE)                                                              \
+  MASKED_LSTM_DEVICE void NAME(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm("mma.sync.aligned." SHAPE " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"        \
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                  \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                      \
   }
 MASKED_LSTM_MMA(MmaF16, "m16n8k16.row.col.f32.f16.f16.f32")
 MASKED_LSTM_MMA(MmaBF16, "m16n8k16.row.col.f32.bf16.bf16.f32")

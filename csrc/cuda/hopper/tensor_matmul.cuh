@@ -15,11 +15,11 @@ constexpr int kTensorThreads = 256;
 constexpr int kTensorChunks = 2;  // of the depth, staged at once
 
 template <typename Stored>
-constexpr int kTensorDepth = kTensorChunks* kChunkValues<Stored>;
+constexpr int kTensorDepth = kTensorChunks * kChunkValues<Stored>;
 template <typename Stored>
 constexpr int kTensorRow = RowBytes<Stored>(kTensorDepth<Stored>);
 template <typename Stored>
-constexpr int kTensorShared = 2 * kTensorTile* kTensorRow<Stored>;
+constexpr int kTensorShared = 2 * kTensorTile * kTensorRow<Stored>;
 
 // value(row, k), as operands, for kTensorTile rows and the depth staged at once, into shared
 // memory. kRowsFast: neighbouring threads read neighbouring rows, else neighbouring k.
