@@ -78,7 +78,7 @@ def test_on_the_host_executor(executor, tmp_path):
 
 
 def kernels_in(paths):
-    declaration = r"__global__ void(?:\s+__launch_bounds__\([\w, ]+\))?\s+(\w+)\("
+    declaration = r"__global__ void(?:\s+__launch_bounds__\([\w:, ]+\))?\s+(\w+)\("
     return {name for path in paths for name in re.findall(declaration, path.read_text())}
 
 
