@@ -173,13 +173,15 @@ void CheckAll() {
   constexpr bool kFull = std::is_same_v<T, BFloat16>;
   for (Mask mask : {Mask::kNone, Mask::kLengths, Mask::kHoles, Mask::kEmpty, Mask::kRagged}) {
     for (int options : {0, kBackwards, kZeroOutput, kBackwards + kLastOnly, kBare}) {
-      if ((!kFull || mask == Mask::kNone || mask == Mask::kEmpty) && options != kBackwards)
-        continue;
-      if (mask == Mask::kRagged && options == kZeroOutput) continue;
+      if ((!kFull || mask != Mask::kHoles) && options != kBackwards) continue;
+      if (!kFull && mask != Mask::kHoles && mask != Mask::kRagged) continue;
       Check<T>({19, 5, 9, 17}, mask, options, Pair{2});
     }
   }
-  Check<T>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{3});
+  // float16 differs from bfloat16 in the multiplication's name alone.
+  if constexpr (!std::is_same_v<T, Float16>) {
+    Check<T>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{3});
+  }
 }
 
 // ClusterForwardKernel, ClusterBackwardKernel, PackForwardKernel, PackBackwardKernel,

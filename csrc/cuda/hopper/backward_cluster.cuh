@@ -307,6 +307,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
       BarrierWait(&barriers[before % 2], before / 2 % 2);
       // For what the next step sends: that is after this thread has sent this step's.
       if (ThreadIndex() == 0) BarrierArriveExpect(&barriers[before % 2], message);
+      SyncWarp();
     }
 #pragma unroll
     for (int j = 0; j < kSlotTiles; ++j) {

@@ -241,6 +241,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
       BarrierWait(&barriers[step % 2], step / 2 % 2);
       // For the step after the next: nobody can send that before this thread sends the next.
       if (ThreadIndex() == 0) BarrierArriveExpect(&barriers[step % 2], message);
+      SyncWarp();  // the lanes leave the wait one by one, and multiply together
     } else {
       SyncBlock();
     }

@@ -26,8 +26,8 @@ MASKED_LSTM_DEVICE void SyncBlock() { __syncthreads(); }
 // All threads of all blocks of the cluster; orders shared memory of all of them.
 MASKED_LSTM_DEVICE void SyncCluster() {
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n\t"
-      "barrier.cluster.wait.acquire.aligned;" ::
+      "barrier.cluster.arrive.release;\n\t"
+      "barrier.cluster.wait.acquire;" ::
           : "memory");
 }
 
