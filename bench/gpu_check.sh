@@ -46,20 +46,7 @@ status=0
 "$python" "$root/bench/gpu_check.py" parity >> "$stem.log" 2>&1 || status=1
 grep -q "^parity: passed" "$stem.log" || status=1
 tail -n 12 "$stem.log"
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck; do
-    if timeout 60 compute-sanitizer --tool $tool --error-exitcode 9 \
-      "$python" "$root/bench/gpu_check.py" short >> "$stem.log" 2>&1; then
-      echo "compute-sanitizer $tool: passed" | tee -a "$stem.log"
-    else
-      echo "compute-sanitizer $tool: FAILED" | tee -a "$stem.log"
-      status=1
-    fi
-  done
-else
-  echo "compute-sanitizer: not found, not checked" | tee -a "$stem.log"
-  status=1
-fi
+"$root/bench/sanitize.sh" "$stem.log" "$python" "$root/bench/gpu_check.py" short || status=1
 # What is left of 8 minutes, with room for peaks and charts.
 seconds=$((420 - $(date +%s) + began))
 [ "$seconds" -gt 240 ] && seconds=240

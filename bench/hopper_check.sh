@@ -32,17 +32,7 @@ nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -I"$root/csrc" \
 cat "$stem.primitives.csv"
 timeout 150 "$python" "$root/bench/hopper_check.py" parity >> "$stem.log" 2>&1 || status=1
 tail -n 8 "$stem.log"
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck; do
-    if timeout 60 compute-sanitizer --tool $tool --error-exitcode 9 \
-      "$python" "$root/bench/hopper_check.py" short >> "$stem.log" 2>&1; then
-      echo "compute-sanitizer $tool: passed" | tee -a "$stem.log"
-    else
-      echo "compute-sanitizer $tool: FAILED" | tee -a "$stem.log"
-      status=1
-    fi
-  done
-fi
+"$root/bench/sanitize.sh" "$stem.log" "$python" "$root/bench/hopper_check.py" short || status=1
 "$python" "$root/bench/hopper_check.py" bench --out "$stem.csv" >> "$stem.log" 2>&1 || status=1
 tail -n 40 "$stem.log"
 exit $status

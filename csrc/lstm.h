@@ -51,6 +51,9 @@ constexpr int kCudaKernels = 2;
 constexpr const char* CudaKernelName(CudaKernel kernel) {
   return kernel == CudaKernel::kGroups ? "groups" : "clusters";
 }
+// What a CUDA call asks for: kClusters in float16 and bfloat16 (kHopper), in float32 too with
+// products of tf32 (kHopperTf32). kGroups serves whatever device, shape or options rule that out.
+enum class CudaChoice { kGroups = 0, kHopper, kHopperTf32 };
 
 // Threads lent by the caller for one core call.
 //
@@ -77,7 +80,8 @@ struct LstmProblem {
   bool return_sequences = true;
   Activation activation = Activation::kTanh;
   Activation recurrent_activation = Activation::kSigmoid;
-  Isa isa = Isa::kAuto;
+  Isa isa = Isa::kAuto;                          // of a CPU call
+  CudaChoice cuda_choice = CudaChoice::kGroups;  // of a CUDA call
 
   const void* x = nullptr;                 // (B,T,D) dtype, in
   const void* kernel = nullptr;            // (D,4U) dtype, in

@@ -299,6 +299,10 @@ def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
     monkeypatch.setenv("MASKED_LSTM_CHECK_LENGTHS", "1")
     with pytest.raises(ValueError, match="sequence_lengths: expected values in"):
         cuda.forward(*given, sequence_lengths=lengths)
+    monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hoper")
+    with pytest.raises(ValueError, match="expected groups, hopper or hopper-tf32, got 'hoper'"):
+        cuda.forward(*given)
+    monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hopper")  # not with float64: served by groups
     with pytest.raises(ValueError, match="reserve: expected the array that forward gave"):
         cuda.backward(*given, fake(np.zeros(7)), sequence_lengths=lengths)
     with pytest.raises(ValueError, match="reserve: expected dtype float64"):

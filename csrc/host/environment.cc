@@ -17,6 +17,19 @@ Status IsaFromEnvironment(Isa* isa) noexcept {
   return FindCpuKernels(*isa, &kernels);
 }
 
+Status CudaChoiceFromEnvironment(CudaChoice* choice) noexcept {
+  const char* name = std::getenv("MASKED_LSTM_CUDA_KERNEL");
+  *choice = CudaChoice::kGroups;
+  if (name == nullptr || *name == '\0' || std::strcmp(name, "groups") == 0) return OkStatus();
+  *choice = CudaChoice::kHopper;
+  if (std::strcmp(name, "hopper") == 0) return OkStatus();
+  *choice = CudaChoice::kHopperTf32;
+  if (std::strcmp(name, "hopper-tf32") == 0) return OkStatus();
+  return Error(StatusCode::kInvalidArgument,
+               "MASKED_LSTM_CUDA_KERNEL: expected groups, hopper or hopper-tf32, got '%.40s'",
+               name);
+}
+
 bool CheckLengthsFromEnvironment() noexcept {
   const char* value = std::getenv("MASKED_LSTM_CHECK_LENGTHS");
   return value != nullptr && *value != '\0' && std::strcmp(value, "0") != 0;

@@ -10,6 +10,7 @@
 
 #include "cuda/cuda_lstm.h"
 #include "host/arguments.h"
+#include "host/environment.h"
 #include "host/kernel_calls.h"
 #include "python/dlpack.h"
 
@@ -143,6 +144,7 @@ class Call {
     mask_.Expect(1, 8, "dtype uint8, got another", x_);
     lengths_.Expect(0, 32, "dtype int32, got another", x_);
     row_splits_.Expect(0, 64, "dtype int64, got another", x_);
+    ThrowIfError(CudaChoiceFromEnvironment(&p.cuda_choice));
     p.go_backwards = options[0].cast<bool>();
     p.zero_output_for_mask = options[1].cast<bool>();
     p.return_sequences = options[2].cast<bool>();

@@ -45,18 +45,30 @@ class LengthCheck {
   int32_t* flag_ = nullptr;
 };
 
+// An op on a GPU: row_splits stay there, and the environment chooses the kernel.
+class GpuLstmOpBase : public LstmOpBase {
+ public:
+  using LstmOpBase::LstmOpBase;
+
+ protected:
+  absl::Status ReadGpuProblem(tensorflow::OpKernelContext* context, LstmProblem* p) const {
+    TF_RETURN_IF_ERROR(ReadProblem(context, /*on_host=*/false, p));
+    return ToAbsl(CudaChoiceFromEnvironment(&p->cuda_choice));
+  }
+};
+
 // Device::Stream(context): the stream that TensorFlow gives.
 template <typename Device>
-class GpuLstmOp : public LstmOpBase {
+class GpuLstmOp : public GpuLstmOpBase {
  public:
-  explicit GpuLstmOp(tensorflow::OpKernelConstruction* construction) : LstmOpBase(construction) {
+  explicit GpuLstmOp(tensorflow::OpKernelConstruction* construction) : GpuLstmOpBase(construction) {
     OP_REQUIRES_OK(construction, construction->GetAttr("save_reserve", &save_reserve_));
   }
 
   void Compute(tensorflow::OpKernelContext* context) override {
     LstmForward call;
     LstmProblem& p = call.problem;
-    OP_REQUIRES_OK(context, ReadProblem(context, /*on_host=*/false, &p));
+    OP_REQUIRES_OK(context, ReadGpuProblem(context, &p));
     const int64_t steps = PaddedSteps(context, p);
     // How many steps are valid is not known here: the reserve has room for all of them.
     const bool save = save_reserve_ && context->output_required(3);
@@ -95,17 +107,17 @@ class GpuLstmOp : public LstmOpBase {
 };
 
 template <typename Device>
-class GpuLstmGradOp : public LstmOpBase {
+class GpuLstmGradOp : public GpuLstmOpBase {
  public:
   explicit GpuLstmGradOp(tensorflow::OpKernelConstruction* construction)
-      : LstmOpBase(construction) {
+      : GpuLstmOpBase(construction) {
     OP_REQUIRES_OK(construction, ReadSkip(construction, &skip_));
   }
 
   void Compute(tensorflow::OpKernelContext* context) override {
     LstmBackward call;
     LstmProblem& p = call.problem;
-    OP_REQUIRES_OK(context, ReadProblem(context, /*on_host=*/false, &p));
+    OP_REQUIRES_OK(context, ReadGpuProblem(context, &p));
     const int64_t steps = PaddedSteps(context, p);
     const tensorflow::TensorShape scratch_shape({ReserveBytes(p, steps)});
     OP_REQUIRES_OK(context, ReadUpstream(context, steps, ReserveBytes(p, steps), &call));

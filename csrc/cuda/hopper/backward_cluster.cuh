@@ -173,21 +173,8 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     for (int i = lane; i < shape.chunks * 2 * kLanes; i += kLanes) to[i] = from[i];
   }
   // The end of a row, past the block's units, is multiplied by zeros.
-  for (int i = ThreadIndex(); i < 2 * kSlots * shape.row_bytes / 16; i += BlockSize()) {
-    reinterpret_cast<Words*>(d_rows)[i] = {{0, 0, 0, 0}};
-  }
-  if (Variant::kCluster) {
-    if (ThreadIndex() == 0) {
-      BarrierInit(&barriers[0], 1);
-      BarrierInit(&barriers[1], 1);
-      BarrierInitFence();
-      BarrierArriveExpect(&barriers[0], message);
-      BarrierArriveExpect(&barriers[1], message);
-    }
-    SyncCluster();
-  } else {
-    SyncBlock();
-  }
+  ClearRows(d_rows, 2 * kSlots * shape.row_bytes);
+  OpenBarriers<Variant::kCluster>(barriers, message);
 
   // What a thread holds of each slot and unit it updates; the inputs of the next step are read as
   // soon as those of this one are used.

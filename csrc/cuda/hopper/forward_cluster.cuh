@@ -146,21 +146,8 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     }
   }
   // Units past U are never sent but multiplied, by zeros.
-  for (int i = ThreadIndex(); i < 2 * kSlots * shape.row_bytes / 16; i += BlockSize()) {
-    reinterpret_cast<Words*>(h)[i] = {{0, 0, 0, 0}};
-  }
-  if (Variant::kCluster) {
-    if (ThreadIndex() == 0) {
-      BarrierInit(&barriers[0], 1);
-      BarrierInit(&barriers[1], 1);
-      BarrierInitFence();
-      BarrierArriveExpect(&barriers[0], message);
-      BarrierArriveExpect(&barriers[1], message);
-    }
-    SyncCluster();
-  } else {
-    SyncBlock();
-  }
+  ClearRows(h, 2 * kSlots * shape.row_bytes);
+  OpenBarriers<Variant::kCluster>(barriers, message);
 
   // What a lane holds of each slot and unit it updates. The inputs of the next step are read as
   // soon as those of this one are used: there is a whole step for them to come.

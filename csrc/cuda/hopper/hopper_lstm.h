@@ -1,9 +1,7 @@
 // The LSTM by the kernels for Hopper GPUs (compute capability 9.0), where they are asked for. Calls
 // as those of cuda_lstm.h, which hands over to these; only compiled where nvcc compiles for 90a.
 //
-// They have not run on a GPU yet, so nothing chooses them: MASKED_LSTM_CUDA_KERNEL=hopper in the
-// environment asks for them in float16 and bfloat16, =hopper-tf32 in float32 too, whose products
-// are then those of tf32.
+// They have not run on a GPU yet, so nothing chooses them but LstmProblem::cuda_choice.
 #pragma once
 
 #include "lstm.h"
@@ -12,8 +10,8 @@ struct CUstream_st;
 
 namespace masked_lstm {
 
-// Whether they are asked for and take this call on the current device. What is not decided by
-// environment and device follows from units, dtype and options, not from the batch.
+// Whether they are asked for and take this call on the current device. What the device does not
+// decide follows from choice, units, dtype and options, not from the batch.
 bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept;
 
 // Only for calls that HopperServes. Reserves are those of the other kernels, either way.

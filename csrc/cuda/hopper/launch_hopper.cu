@@ -1,30 +1,28 @@
 // The calls of hopper_lstm.h: CUDA's launches for run_hopper.cuh.
 #include <cuda_runtime.h>
 
-#include <cstdlib>
-#include <cstring>
-
 #include "cuda/hopper/hopper_lstm.h"
 #include "cuda/hopper/run_hopper.cuh"
+#include "cuda/stream_launcher.h"
 
 namespace masked_lstm {
 namespace {
 
-// Launches on a stream; keeps the first error, after which it does nothing.
-class HopperLauncher {
+// Launches of clusters too.
+class HopperLauncher : public StreamLauncher {
  public:
-  explicit HopperLauncher(cudaStream_t stream) : stream_(stream) {}
+  using StreamLauncher::StreamLauncher;
 
-  template <typename... Parameters, typename... Arguments>
-  void operator()(void (*kernel)(Parameters...), int blocks, int blocks_y, int threads,
-                  size_t shared_bytes, bool, Arguments... arguments) {
-    Launch(kernel, dim3(blocks, blocks_y), 1, threads, shared_bytes, arguments...);
-  }
   template <typename... Parameters, typename... Arguments>
   void Clusters(void (*kernel)(Parameters...), int clusters, int cluster, int threads,
                 size_t shared_bytes, Arguments... arguments) {
     Prepare(kernel, cluster, shared_bytes);
-    Launch(kernel, dim3(clusters * cluster), cluster, threads, shared_bytes, arguments...);
+    static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument for each parameter");
+    if (error_ != cudaSuccess) return;
+    cudaLaunchAttribute attribute;
+    const cudaLaunchConfig_t config =
+        Config(dim3(clusters * cluster), cluster, threads, shared_bytes, &attribute);
+    error_ = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   }
   template <typename Kernel>
   int ResidentClusters(Kernel kernel, int cluster, int threads, int64_t shared_bytes) {
@@ -36,19 +34,10 @@ class HopperLauncher {
     if (error_ == cudaSuccess) error_ = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
     return error_ == cudaSuccess ? clusters : 0;
   }
-  void Clear(void* memory, size_t bytes) {
-    if (bytes > 0 && error_ == cudaSuccess) error_ = cudaMemsetAsync(memory, 0, bytes, stream_);
-  }
 
   // `fits`: what the call said.
   Status status(bool fits) const {
-    if (error_ != cudaSuccess) {
-      (void)cudaGetLastError();  // the next caller of the runtime would take it for his own
-      return Error(StatusCode::kDeviceError,
-                   "CUDA: %s (%s; perhaps of an earlier asynchronous call)",
-                   cudaGetErrorString(error_), cudaGetErrorName(error_));
-    }
-    if (fits) return OkStatus();
+    if (fits || error_ != cudaSuccess) return StreamLauncher::status();
     return Error(StatusCode::kUnsupported,
                  "MASKED_LSTM_CUDA_KERNEL=hopper: expected a GPU that runs a cluster of the size "
                  "planned for these units, got one that cannot");
@@ -79,18 +68,6 @@ class HopperLauncher {
       error_ = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     }
   }
-  template <typename... Parameters, typename... Arguments>
-  void Launch(void (*kernel)(Parameters...), dim3 grid, int cluster, int threads,
-              size_t shared_bytes, Arguments... arguments) {
-    static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument for each parameter");
-    if (error_ != cudaSuccess) return;
-    cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t config = Config(grid, cluster, threads, shared_bytes, &attribute);
-    error_ = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-  }
-
-  cudaStream_t stream_;
-  cudaError_t error_ = cudaSuccess;
 };
 
 cuda::hopper::Plan PlanOf(const LstmProblem& p) {
@@ -122,12 +99,7 @@ template <typename Call>
 Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st* stream) {
   size_t need = 0;
   MASKED_LSTM_RETURN_IF_ERROR(WorkspaceBytes(call, max_steps, &need));
-  const size_t have = call.workspace == nullptr ? 0 : call.workspace_bytes;
-  if (have < need || reinterpret_cast<uintptr_t>(call.workspace) % 64 != 0) {
-    return Error(StatusCode::kInvalidArgument,
-                 "workspace: expected %zu bytes aligned to 64, got %zu at %p", need, have,
-                 call.workspace);
-  }
+  MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes, need));
   return WithOperand(call.problem.dtype, [&](auto stored) {
     HopperLauncher launch(stream);
     const bool fits =
@@ -140,9 +112,8 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
 }  // namespace
 
 bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept {
-  const char* const asked = std::getenv("MASKED_LSTM_CUDA_KERNEL");
-  if (asked == nullptr || std::strncmp(asked, "hopper", 6) != 0) return false;
-  const bool allow_tf32 = std::strcmp(asked, "hopper-tf32") == 0;
+  if (problem.cuda_choice == CudaChoice::kGroups) return false;
+  const bool allow_tf32 = problem.cuda_choice == CudaChoice::kHopperTf32;
   if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
       PlanOf(problem).variant == cuda::hopper::Variant::kNone) {
     return false;

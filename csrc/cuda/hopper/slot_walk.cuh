@@ -9,6 +9,31 @@ namespace masked_lstm {
 namespace cuda {
 namespace hopper {
 
+// All threads of a block: zeros in shared memory, a multiple of 16 bytes.
+MASKED_LSTM_DEVICE void ClearRows(void* rows, int bytes) {
+  for (int i = ThreadIndex(); i < bytes / 16; i += BlockSize()) {
+    static_cast<Words*>(rows)[i] = {{0, 0, 0, 0}};
+  }
+}
+
+// All threads: the two barriers of a double buffer, each awaiting a message of so many bytes; what
+// the block has written to its shared memory is ready when this returns.
+template <bool kCluster>
+MASKED_LSTM_DEVICE void OpenBarriers(uint64_t* barriers, int message) {
+  if (kCluster) {
+    if (ThreadIndex() == 0) {
+      BarrierInit(&barriers[0], 1);
+      BarrierInit(&barriers[1], 1);
+      BarrierInitFence();
+      BarrierArriveExpect(&barriers[0], message);
+      BarrierArriveExpect(&barriers[1], message);
+    }
+    SyncCluster();
+  } else {
+    SyncBlock();
+  }
+}
+
 // One slot in one step.
 struct Slot {
   uint32_t row : 31;   // of the batch; undefined when empty
