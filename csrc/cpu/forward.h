@@ -100,20 +100,25 @@ class ForwardTeam {
 
   void PlaceRows() {
     const int64_t stride = layout_.slot_stride(), n = job_.teams.slots;
-    T* projections = memory_ + 3 * n * stride;
+    T* c = memory_;
+    T* h = c + n * stride + layout_.kApart;
+    T* h_next = h + n * stride + layout_.kApart;
+    T* factored = h_next + n * stride + layout_.kApart;
+    const int64_t copies = p_.recurrent_factors != nullptr ? 4 * n * stride : 0;
+    T* factored_next = factored + copies + layout_.kApart;
+    T* projections = factored_next + copies + layout_.kApart;
     T* staged = projections + n * job_.projected * layout_.projection();
-    T* factored = staged + n * job_.staged * layout_.staged_input();
     for (int s = 0; s < n; ++s) {
-      slots_.h[s] = memory_ + 3 * s * stride;
-      slots_.h_next[s] = slots_.h[s] + stride;
-      slots_.c[s] = slots_.h_next[s] + stride;
+      slots_.c[s] = c + s * stride;
+      slots_.h[s] = h + s * stride;
+      slots_.h_next[s] = h_next + s * stride;
       slots_.projections[s] = projections + s * job_.projected * layout_.projection();
       slots_.projection[s] = nullptr;
       slots_.staged[s] = staged + s * job_.staged * layout_.staged_input();
       slots_.factored[s] = slots_.factored_next[s] = nullptr;
       if (p_.recurrent_factors != nullptr) {
-        slots_.factored[s] = factored + 8 * s * stride;
-        slots_.factored_next[s] = slots_.factored[s] + 4 * stride;
+        slots_.factored[s] = factored + 4 * s * stride;
+        slots_.factored_next[s] = factored_next + 4 * s * stride;
       }
     }
     slots_.x_gate_stride = p_.input_factors != nullptr ? layout_.staged_input() : 0;
@@ -125,14 +130,18 @@ class ForwardTeam {
     const int64_t n = job_.teams.slots, stride = layout_.slot_stride();
     const int64_t h_stride = layout_.bf16_stride(p_.units);
     const int64_t x_stride = layout_.bf16_stride(p_.input_dim);
-    Operand* h = reinterpret_cast<Operand*>(memory_ + n * stride);
-    Operand* x = h + 2 * n * h_stride;
+    const int64_t apart = layout_.kApart * sizeof(T) / sizeof(Operand);
+    Operand* h = reinterpret_cast<Operand*>(memory_ + n * stride + layout_.kApart);
+    Operand* h_next = h + n * h_stride + apart;
+    Operand* x = h_next + n * h_stride + apart;
     // What pads a row to whole blocks is multiplied with zeros: it must be finite.
-    std::memset(h, 0, n * (2 * h_stride + x_stride) * sizeof(Operand));
+    std::memset(h, 0, n * h_stride * sizeof(Operand));
+    std::memset(h_next, 0, n * h_stride * sizeof(Operand));
+    std::memset(x, 0, n * x_stride * sizeof(Operand));
     for (int s = 0; s < n; ++s) {
       slots_.c[s] = memory_ + s * stride;
       slots_.h[s] = h + s * h_stride;
-      slots_.h_next[s] = h + (n + s) * h_stride;
+      slots_.h_next[s] = h_next + s * h_stride;
       slots_.staged[s] = x + s * x_stride;
       slots_.projection[s] = nullptr;
       slots_.factored[s] = slots_.factored_next[s] = nullptr;

@@ -169,13 +169,18 @@ struct CpuLayout {
   // States: rows of slot_stride: h, h_next and c, and copies of the first two for each gate.
   MASKED_LSTM_INLINE int64_t forward_team(int slots, int64_t states, int64_t projected,
                                           int64_t staged) const {
-    return slots * (states * slot_stride() + projected * projection() + staged * staged_input());
+    return slots * (states * slot_stride() + projected * projection() + staged * staged_input()) +
+           5 * kApart;
   }
+  // Values between rows that one worker writes and rows that all of them read. The hardware fetches
+  // more than is read, up to the end of the page: it would take lines from the worker that is
+  // about to write them.
+  static constexpr int64_t kApart = 4096 / 4;
   // One slot's row of x or h as bfloat16; all slots' stand one after another. An odd line again.
   MASKED_LSTM_INLINE static int64_t bf16_stride(int64_t n) { return bf16_row(n) + 32; }
   // c, and as bfloat16 h, h_next and x: in values of 4 bytes.
   MASKED_LSTM_INLINE int64_t bf16_forward_team(int slots) const {
-    return slots * (slot_stride() + bf16_stride(units) + bf16_stride(input_dim) / 2);
+    return slots * (slot_stride() + bf16_stride(units) + bf16_stride(input_dim) / 2) + 3 * kApart;
   }
   MASKED_LSTM_INLINE int64_t backward_team(int slots) const { return 2 * slots * slot_stride(); }
   // One worker's: tiles between two parts of a panel, a block of dG; a block of x or h, where they
