@@ -55,7 +55,7 @@ def assert_same_rows(whole, rows, part):
     [
         (29, 11, 7, 20),
         (9, 5, 300, 33),
-        (13, 2, 9, 48),  # a row alone: weights not packed
+        (13, 2, 300, 272),  # a row alone: weights not packed, panels together, two blocks
         (9, 30, 270, 272),  # a row alone: x.W ahead of the steps, in two blocks
     ],
 )

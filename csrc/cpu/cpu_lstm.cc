@@ -62,12 +62,17 @@ Teams ChooseTeams(const LstmProblem& p, int64_t tile, int64_t most_slots, int wo
 }
 
 // The longest row is as many steps as the call will have: with more slots than all rows keep busy
-// so long, tiles would be full first and empty later.
-void UseFewerSlots(const Schedule& schedule, int64_t rows, Teams* teams) {
+// so long, tiles would be full first and empty later. Whole tiles, unless its steps are so
+// few that one more of them would count.
+void UseFewerSlots(const Schedule& schedule, int64_t tile, Teams* teams) {
   if (schedule.total == 0) return;
-  const int64_t steps = int64_t{schedule.counts[schedule.order[0]]} * teams->count;
-  const int64_t needed = (schedule.total / steps + rows / 2) / rows * rows;
-  teams->slots = static_cast<int>(std::max(rows, std::min<int64_t>(needed, teams->slots)));
+  constexpr int64_t kFewSteps = 4;
+  const int64_t longest = schedule.counts[schedule.order[0]], steps = longest * teams->count;
+  int64_t needed = CpuLayout::Panels(schedule.total, steps);
+  if (longest >= kFewSteps) {
+    needed = std::max(tile, (schedule.total / steps + tile / 2) / tile * tile);
+  }
+  teams->slots = static_cast<int>(std::min<int64_t>(needed, teams->slots));
 }
 
 // Teams with `team_values` values each, workers with `worker_values`. The queues start cleared.
@@ -147,12 +152,14 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
       bf16 ? layout.bf16_forward_team(job->teams.slots)
            : layout.forward_team(job->teams.slots, states, job->projected, job->staged);
   job->first_packed = passes <= kUnpackedPasses && !widened ? p.units / layout.width : 0;
+  const bool wide = job->first_packed > 0 && p.batch == 1;
+  job->item_panels = wide ? WidePanels(kernels.tile_rows) : 1;
   job->packed = arena.Take<void>(weights);
   job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));
   if (workspace != nullptr) std::fill_n(job->finished, p.batch, -1);
-  LayOutTeams<ForwardSlots<float, float>>(&arena, workers, team_values,
-                                          layout.saved_tiles(job->teams.slots), bytes, panels,
-                                          workspace != nullptr, &job->teams);
+  LayOutTeams<ForwardSlots<float, float>>(
+      &arena, workers, team_values, layout.saved_tiles(job->teams.slots), bytes,
+      CpuLayout::Panels(panels, job->item_panels), workspace != nullptr, &job->teams);
   job->pack.size = panels - job->first_packed;
   job->rows.size = p.batch;
   if (workspace != nullptr) {

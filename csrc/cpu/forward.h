@@ -79,18 +79,22 @@ class ForwardTeam {
     return Refill();
   }
 
-  void Item(int64_t panel_index) {
+  void Item(int64_t item) {
     if constexpr (kBf16) {
-      StepBf16(panel_index);
+      StepBf16(item);
     } else {
-      const int64_t unit = panel_index * layout_.width;
-      const PanelView<T> panel = View(panel_index);
-      if (slots_.projecting) {
-        ProjectSlots(panel, panel_index);
-      } else {
-        const int64_t next = queue_->LikelyNext(panel_index);
-        const PanelView<T> after = View(next);
-        StepSlots(panel, unit, job_.projected > 0 ? after.recurrent_kernel : after.kernel);
+      const int64_t panels = layout_.forward_panels(), begin = item * job_.item_panels;
+      const int64_t end = begin + job_.item_panels < panels ? begin + job_.item_panels : panels;
+      if (StepWide(begin, end)) return;
+      const int64_t next = job_.item_panels == 1 ? queue_->LikelyNext(item) : item;
+      for (int64_t panel = begin; panel < end; ++panel) {
+        if (slots_.projecting) {
+          ProjectSlots(View(panel), panel);
+        } else {
+          const PanelView<T> after = View(next);
+          StepSlots(View(panel), panel * layout_.width,
+                    job_.projected > 0 ? after.recurrent_kernel : after.kernel);
+        }
       }
     }
   }
@@ -184,15 +188,24 @@ class ForwardTeam {
     return view;
   }
 
+  // Panels [begin, end) at once, where a wide tile can. False: nothing was done.
+  bool StepWide(int64_t begin, int64_t end) {
+    if (end - begin != WidePanels(kTileRows) || end > job_.first_packed || slots_.active != 1 ||
+        slots_.projecting || slots_.projection[0] != nullptr || slots_.x_gate_stride != 0 ||
+        slots_.h_gate_stride != 0) {
+      return false;
+    }
+    ForwardWideTile<Stored>(slots_, p_.input_dim, p_.units, begin * layout_.width, View(begin),
+                            saved_tiles_);
+    return true;
+  }
+
   // All slots go through a part of a panel before the next: it is read from far memory once.
   void StepSlots(const PanelView<T>& panel, int64_t unit, const T* next) {
     const int64_t D = job_.projected > 0 ? 0 : p_.input_dim, U = p_.units;
     PanelPart part = {0, 0, 0, 0};
     while (part.h_end < U) {
-      part.x_begin = part.x_end;
-      part.x_end = part.x_end + kDepthBlock < D ? part.x_end + kDepthBlock : D;
-      part.h_begin = part.h_end;
-      if (part.x_end == D) part.h_end = part.h_end + kDepthBlock < U ? part.h_end + kDepthBlock : U;
+      part = NextPart(part, D, U);
       const int64_t rows = part.x_end - part.x_begin + part.h_end - part.h_begin;
       // Rows of kernel and recurrent_kernel stand in one packed panel; a projected step reads the
       // latter only.

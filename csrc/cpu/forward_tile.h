@@ -27,6 +27,15 @@ struct PanelPart {
   int64_t x_begin, x_end, h_begin, h_end;
 };
 
+// The part after `part`, which {0, 0, 0, 0} begins: kDepthBlock rows of each, x's first.
+MASKED_LSTM_INLINE PanelPart NextPart(const PanelPart& part, int64_t input_dim, int64_t units) {
+  PanelPart next = {part.x_end, part.x_end, part.h_end, part.h_end};
+  const int64_t x_left = input_dim - next.x_begin, h_left = units - next.h_begin;
+  next.x_end += x_left < kDepthBlock ? x_left : kDepthBlock;
+  if (next.x_end == input_dim) next.h_end += h_left < kDepthBlock ? h_left : kDepthBlock;
+  return next;
+}
+
 // Rows [begin, end) of `weights` times those of each slot's `values`: one set for all gates, or
 // (gate_stride > 0) one for each.
 template <typename T, int S>
@@ -150,6 +159,46 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
     return;
   }
   FinishTile(&tile, slots, first, units, unit, memory, S * kWidth<T>);
+}
+
+// As all parts of ForwardTile for one slot and WidePanels panels at once, which are read in place,
+// without factors: memory is read in longer pieces, and there are chains of multiply-adds enough.
+template <typename Stored, typename T = Compute<Stored>>
+static MASKED_LSTM_NOINLINE void ForwardWideTile(const ForwardSlots<T, Stored>& slots,
+                                                 int64_t input_dim, int64_t units, int64_t unit,
+                                                 const PanelView<T>& panel, T* memory) {
+  constexpr int P = WidePanels(kTileRows), W = kWidth<T>;
+  Tile<T, 1> tiles[P];
+  const auto for_all = [&](auto f) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) f(&tiles[p], p);
+  };
+  const auto add_rows = [&](const T* values, const T* weights, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const Vec<T> value[1] = {Broadcast<T>(values[k])};
+      for_all([&](auto* tile, int p) {
+        tile->Step(weights + k * panel.row_stride + p * W, panel.gate_stride, value);
+      });
+    }
+  };
+  PanelPart part = {0, 0, 0, 0};
+  while (part.h_end < units) {
+    part = NextPart(part, input_dim, units);
+    const bool first_part = part.x_begin == 0 && part.h_begin == 0;
+    for_all([&](auto* tile, int p) {
+      tile->Fill(first_part && panel.bias != nullptr ? panel.bias + p * W : nullptr,
+                 panel.gate_stride);
+    });
+    const auto add_before = [&](auto* tile, int p) { tile->Add(memory + p * kPanelColumns<T>); };
+    add_rows(slots.x[0], panel.kernel, part.x_begin, part.x_end);
+    if (part.x_begin > 0 && part.x_begin < part.x_end) for_all(add_before);
+    add_rows(slots.h[0], panel.recurrent_kernel, part.h_begin, part.h_end);
+    if (part.h_begin > 0) for_all(add_before);
+    if (part.h_end < units) {
+      for_all([&](auto* tile, int p) { tile->Save(memory + p * kPanelColumns<T>); });
+    }
+  }
+  for_all([&](auto* tile, int p) { FinishTile(tile, slots, 0, units, unit + p * W, memory, W); });
 }
 
 // x.W + bias of S steps of one slot, into rows of `projections`.

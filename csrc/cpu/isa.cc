@@ -61,6 +61,7 @@ static bool FastAvx512Bf16() {
 }
 #endif
 
+// cpuid is asked once: in a virtual machine it takes longer than a small call.
 bool IsaSupported(Isa isa) noexcept {
   switch (isa) {
     case Isa::kAuto:
@@ -68,8 +69,11 @@ bool IsaSupported(Isa isa) noexcept {
       return true;
 #if defined(MASKED_LSTM_X86)
     // The compiler's run-time check covers the operating system's part (saved registers) too.
-    case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
+    case Isa::kAvx2: {
+      static const bool has =
+          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
+      return has;
+    }
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -90,7 +94,7 @@ bool IsaSupported(Isa isa) noexcept {
   }
 }
 
-Isa BestIsa() noexcept {
+static Isa FindBestIsa() noexcept {
   if (IsaSupported(Isa::kAmxBf16)) return Isa::kAmxBf16;
 #if defined(MASKED_LSTM_AVX512_BF16)
   if (IsaSupported(Isa::kAvx512Bf16) && FastAvx512Bf16()) return Isa::kAvx512Bf16;
@@ -98,6 +102,11 @@ Isa BestIsa() noexcept {
   if (IsaSupported(Isa::kAvx512)) return Isa::kAvx512;
   if (IsaSupported(Isa::kAvx2)) return Isa::kAvx2;
   return Isa::kGeneric;
+}
+
+Isa BestIsa() noexcept {
+  static const Isa best = FindBestIsa();
+  return best;
 }
 
 const char* IsaName(Isa isa) noexcept {

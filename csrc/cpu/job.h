@@ -84,6 +84,7 @@ struct ForwardJob {
   int32_t* finished;     // (B) rows in the order in which they were done; -1: not yet
   int64_t first_packed;  // panels before it are read where the weights are
   void* packed;          // panels, then packed bias
+  int64_t item_panels;   // of an item of a step
   int64_t projected;     // steps of a slot whose x.W is computed ahead at once; 0: none
   int64_t staged;        // inputs of a slot that are copied at once, one for each gate where they
                          // differ; 0: they are read in place

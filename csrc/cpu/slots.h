@@ -14,6 +14,9 @@ constexpr int kVectorSlots = 24;  // of a team whose tiles are vector registers;
 // Steps of a slot whose x.W is computed at once, where it is computed ahead.
 constexpr int kProjectedSteps = 12;
 
+// Panels whose sums for one slot fit into the registers of a tile of so many slots.
+constexpr int WidePanels(int tile_rows) { return tile_rows >= 4 ? 4 : 2; }
+
 template <typename P>
 MASKED_LSTM_INLINE void Swap(P& a, P& b) {
   P t = a;
