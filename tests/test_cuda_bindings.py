@@ -2,6 +2,7 @@
 executor of tests/cuda_host; and the kernels that the op library registers for GPUs."""
 
 import ctypes
+import gc
 import importlib.util
 import pathlib
 import subprocess
@@ -181,22 +182,24 @@ def test_gpu_kernels_are_registered():
 # ---- DLPack --------------------------------------------------------------------------------------
 
 
-def device_capsule(array):
+def device_capsule(array, device=2):
     """A DLPack capsule that says its (host) memory is CUDA's."""
     capsule = np.asarray(array).view(np.ndarray).__dlpack__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # DLTensor: the data pointer, then the device's type.
-    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = 2
+    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = device
     return capsule
 
 
 class Device:
+    entered = 0
+
     def __enter__(self):
-        return self
+        Device.entered += 1
 
     def __exit__(self, *_):
-        pass
+        Device.entered -= 1
 
 
 class FakeArray(np.ndarray):
@@ -234,7 +237,11 @@ def fake_gpu(python_module, monkeypatch):
         start = -memory.ctypes.data % 256  # device memory is aligned
         return memory[start : start + size].view(dtype).reshape(shape).view(FakeArray)
 
-    stream = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=0))
+    def current_stream():
+        assert Device.entered, "the stream of another device"
+        return types.SimpleNamespace(ptr=0)
+
+    stream = types.SimpleNamespace(get_current_stream=current_stream)
     names = ("float32", "float64", "uint8", "int32", "int64", "clip")
     cupy = types.SimpleNamespace(
         cuda=stream,
@@ -289,6 +296,66 @@ def test_arrays_of_a_gpu(fake_gpu, mask, options, recompute):
     for a, b in zip(got, want, strict=True):
         assert problems.relative_error(a, b) < 1e-12
     assert cuda.kernel_calls()["cuda-groups-float64-backward"] > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_any_nonzero_mask_and_any_integer_lengths(fake_gpu, dtype):
+    problem = problems.make_problem(3, 4, 2, 3, "holes")
+    given = [fake(array) for array in (problem.poisoned(), *problem.weights())]
+    want = cuda.forward(*given, mask=fake(problem.mask)).outputs
+    # Values that a cast to uint8 would make 0.
+    mask = (problem.mask * (0.25 if dtype == np.float64 else 256)).astype(dtype)
+    assert cuda.forward(*given, mask=fake(mask)).outputs.tobytes() == want.tobytes()
+    lengths = np.array([4, 0, 2])
+    given[0] = fake(problem.inputs)
+    want = cuda.forward(*given, sequence_lengths=fake(lengths)).outputs
+    for narrow in (np.int8, np.uint8, np.uint32, np.uint64):
+        got = cuda.forward(*given, sequence_lengths=fake(lengths.astype(narrow))).outputs
+        assert got.tobytes() == want.tobytes()
+    with pytest.raises(TypeError, match="sequence_lengths: expected an integer dtype, got float"):
+        cuda.forward(*given, sequence_lengths=fake(lengths.astype(np.float32)))
+
+
+def test_torch_masks_and_lengths():
+    """As above, of what PyTorch's part makes of them."""
+    torch = pytest.importorskip("torch")
+    library = cuda._Torch(torch.zeros(1))
+    for mask in ([0.0, 0.25], [0, 256], [False, True]):
+        assert library.bytes(torch.tensor(mask)).tolist() == [0, 1]
+    for dtype in (torch.int8, torch.uint8, torch.int32, torch.int64):
+        got = library.integers("sequence_lengths", torch.tensor([3, 0], dtype=dtype), torch.int32)
+        assert got.dtype == torch.int32 and got.tolist() == [3, 0]
+    far = library.integers("sequence_lengths", torch.tensor([2**40, -5]), torch.int32)
+    assert far.tolist() == [2**31 - 1, -1]
+    with pytest.raises(TypeError, match="row_splits: expected an integer dtype"):
+        library.integers("row_splits", torch.zeros(2), torch.int64)
+
+
+def test_every_array_is_given_back_once(python_module):
+    """Whether it was taken or refused: who made it frees it then. Managed memory is taken too."""
+    arrays = [np.zeros(shape, np.float32) for shape in ((2, 3, 4), (4, 8), (2, 8), (8,))]
+    options = (False, False, True, "tanh", "sigmoid")
+
+    def call(change, device=2):
+        capsules = [device_capsule(array, device) for array in arrays] + [None] * 7
+        change(capsules)
+        return python_module.Call(tuple(capsules), options)
+
+    before = [sys.getrefcount(array) for array in arrays]
+    kept = call(lambda capsules: None)
+    assert kept.forward_workspace(False) == call(lambda capsules: None, 13).forward_workspace(False)
+    assert [sys.getrefcount(array) for array in arrays] == [count + 1 for count in before]
+    del kept
+    refused = {
+        "inputs: expected a CUDA array": lambda capsules: None,
+        "bias: expected a CUDA array": lambda c: c.__setitem__(3, arrays[3].__dlpack__()),
+        "kernel: expected shape": lambda c: c.__setitem__(1, device_capsule(arrays[0])),
+    }
+    for sentence, change in refused.items():
+        with pytest.raises(ValueError, match=sentence):
+            call(change, 1 if sentence.startswith("inputs") else 2)
+    gc.collect()
+    assert [sys.getrefcount(array) for array in arrays] == before
 
 
 def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
