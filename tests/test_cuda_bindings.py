@@ -161,6 +161,25 @@ def test_gpu_op_clamps_lengths_and_tells_when_asked(run_op, monkeypatch):
         run_op(problem, True, sequence_lengths=np.array([9, -1, 2], np.int32))
 
 
+def test_gpu_op_refuses_sizes_that_overflow(libraries):
+    """B*T*U of outputs would not fit 64 bits: an error, where TensorFlow ends the process."""
+    import tensorflow as tf
+
+    from masked_lstm import ops
+
+    ops.load()
+    tf.load_library(str(libraries[0]))
+
+    @tf.function(autograph=False)
+    def traced(x):
+        with tf.compat.v1.get_default_graph()._kernel_label_map({"MaskedLstm": "executor"}):
+            return ops.lstm(x, tf.zeros((0, 64)), tf.zeros((16, 64)))
+
+    for shape in ((1, 2**60, 0), (4, 2**32, 0)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="a reserve below 2.56 values"):
+            traced(tf.zeros(shape))
+
+
 def test_gpu_kernels_are_registered():
     """Of every dtype, with no argument in host memory; on this machine too, whatever it has."""
     pytest.importorskip("tensorflow")

@@ -184,6 +184,7 @@ class Call {
     p.recurrent_factors = recurrent_factors_.data();
     p.mask = static_cast<const uint8_t*>(mask_.data());
     p.sequence_lengths = static_cast<const int32_t*>(lengths_.data());
+    ThrowIfError(CheckCudaSizes(p, 0));  // their product fits
     steps_ = p.row_splits != nullptr ? x_.shape().dims[0] : p.batch * p.timesteps;
   }
 
