@@ -74,12 +74,17 @@ def test_on_the_host_executor(executor, tmp_path):
     }
     assert len(compiled) > 40
     assert not {name for name, address in compiled.items() if address not in launched}
-    assert {name.split("<")[0] for name in compiled} == kernels_in(CUDA.glob("*.cuh"))
+    assert {name.split("<")[0] for name in compiled} == kernels_in(CUDA.glob("*.cu*"))
 
 
 def kernels_in(paths):
     declaration = r"__global__ void(?:\s+__launch_bounds__\([\w:, ]+\))?\s+(\w+)\("
-    return {name for path in paths for name in re.findall(declaration, path.read_text())}
+    names = set()
+    for path in paths:
+        found = re.findall(declaration, path.read_text())
+        assert len(found) == path.read_text().count("__global__"), f"{path}: written in another way"
+        names.update(found)
+    return names
 
 
 def test_every_kernel_has_a_case():

@@ -411,16 +411,28 @@ void CheckFaults() {
   expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr),
          "workspace: expected memory aligned to 64 bytes");
   wrong = forward, wrong.problem.units = 0;
-  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "units >= 1");
+  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "units from 1 to 2^20");
+  wrong = forward, wrong.problem.timesteps = int64_t{1} << 31;
+  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "timesteps");
   expect(RunCudaForward(forward, INT64_MAX, nullptr, nullptr), "a reserve below 2^56 values");
   runtime.device = 3;  // runs no block
   expect(RunCudaForward(forward, problem.x_rows, nullptr, nullptr), "cannot run the kernels");
   runtime.device = 0;
-  // Everything goes to the stream it was given.
+  // Everything goes to the stream it was given, and may be captured into a graph: the recomputing
+  // pass and the flag too, but not reading the flag.
   auto* const stream = reinterpret_cast<cudaStream_t>(&runtime);
+  int32_t flag = 0, value = 0;
   runtime.streams.clear();
-  Expect(RunCudaForward(forward, problem.x_rows, nullptr, stream));
+  runtime.capturing = true;
+  Expect(ClearCudaFlag(&flag, stream));
+  Expect(RunCudaForward(forward, problem.x_rows, &flag, stream));
+  Expect(RunCudaBackward(backward, problem.x_rows, &flag, stream));
+  backward.reserve = nullptr;
+  Expect(CudaBackwardWorkspaceBytes(backward, problem.x_rows, &bytes));
+  workspaces[1].GiveTo(&backward, bytes);
   Expect(RunCudaBackward(backward, problem.x_rows, nullptr, stream));
+  if (ReadCudaFlag(&flag, stream, &value).ok()) Fail("a wait is captured", "", 0);
+  runtime.capturing = false;
   if (runtime.streams != std::set<cudaStream_t>{stream}) Fail("another stream is used", "", 0);
 }
 
