@@ -1,6 +1,7 @@
 """The GPU op and masked_lstm.cuda without a GPU: their own code, with CUDA's launches run by the
 executor of tests/cuda_host; and the kernels that the op library registers for GPUs."""
 
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -203,7 +204,10 @@ def test_gpu_kernels_are_registered():
 
 def device_capsule(array, device=2):
     """A DLPack capsule that says its (host) memory is CUDA's."""
-    capsule = np.asarray(array).view(np.ndarray).__dlpack__()
+    return mark(np.asarray(array).view(np.ndarray).__dlpack__(), device)
+
+
+def mark(capsule, device):
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # DLTensor: the data pointer, then the device's type.
@@ -397,3 +401,38 @@ def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
         cuda.forward(*given[:3], np.zeros(8))
     with pytest.raises(ValueError, match="row_splits: expected neither mask nor sequence_lengths"):
         cuda.forward(*given, sequence_lengths=lengths, row_splits=lengths)
+
+
+def test_gpu_check_itself(python_module, monkeypatch):
+    """bench/gpu_check.py with PyTorch's tensors in host memory and the executor for a GPU."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.setattr(cuda, "_cuda", python_module)
+
+    class HostTorch(cuda._Torch):
+        def on_device(self):
+            return contextlib.nullcontext()
+
+        def stream(self):
+            return 0
+
+        def capsule(self, array):
+            return mark(super().capsule(array), 2)
+
+        def empty(self, shape, dtype):
+            size = int(np.prod(shape)) * dtype.itemsize
+            memory = torch.full((size + 256,), 0x7F, dtype=torch.uint8)  # garbage
+            start = -memory.data_ptr() % 256
+            return memory[start : start + size].view(dtype).reshape(shape)
+
+    monkeypatch.setattr(cuda, "_library", HostTorch)
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda value, device=None: tensor(value))
+    gpu_check = importlib.import_module("gpu_check")
+    try:
+        for options in gpu_check.OPTIONS:
+            assert gpu_check.check((5, 4, 3, 17), "bfloat16", "holes", options) <= 1
+        assert gpu_check.ragged_batch() == gpu_check.invariance() == "passed"
+        assert gpu_check.short() == 0
+    finally:
+        del sys.modules["gpu_check"]
