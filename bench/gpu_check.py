@@ -49,7 +49,7 @@ def problem(batch, timesteps, input_dim, units, seed=0):
 def masks(batch, timesteps, seed=0):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, timesteps + 1, batch)
-    lengths[0] = timesteps
+    lengths[:1] = timesteps
     positions = np.arange(timesteps)
     return {
         "none": {},
@@ -161,7 +161,7 @@ def parity() -> int:
             if not worst <= 1:
                 failures += 1
                 print(f"FAILED {shape} {dtype} {mask} {options}: {worst:.1f} times the limit")
-    checks = (invariance, ragged_batch, wide, cudnn, graph, streams, threads, cupy, faults)
+    checks = (invariance, ragged_batch, empty, wide, cudnn, graph, streams, threads, cupy, faults)
     for function in checks:
         count += 1
         outcome = function()
@@ -211,6 +211,14 @@ def ragged_batch() -> str:
         for a, b in zip(padded, alone, strict=True)
     )
     return verdict(same)
+
+
+def empty() -> str:
+    """No timesteps, no rows, no input:"""
+    shapes = itertools.product(
+        ((3, 0, 2, 5), (0, 3, 2, 5), (2, 3, 0, 5)), ({}, dict(recompute=True))
+    )
+    return verdict(all(check(shape, "float32", "holes", more) <= 1 for shape, more in shapes))
 
 
 def wide() -> str:

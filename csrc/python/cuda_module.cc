@@ -50,8 +50,10 @@ class DeviceTensor {
     if (device != kDLCUDA && device != kDLCUDAManaged) {
       Refuse("expected a CUDA array, got one of another device");
     }
+    bool empty = false;  // then strides mean nothing
+    for (int i = 0; i < t.ndim; ++i) empty |= t.shape[i] == 0;
     int64_t stride = 1;
-    for (int i = t.ndim - 1; i >= 0; --i) {
+    for (int i = t.ndim - 1; i >= 0 && !empty; --i) {
       if (t.strides != nullptr && t.shape[i] > 1 && t.strides[i] != stride) {
         Refuse("expected a C-contiguous array, got a strided one");
       }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -131,7 +132,9 @@ Results<T> Run(const Problem<T>& problem, bool on_gpu, bool reserve_is_scratch, 
   r.h.assign(p.batch * U, garbage), r.c = r.h, r.dh0 = r.h, r.dc0 = r.h;
   r.dx.assign(problem.x.size(), garbage), r.d_kernel.assign(D * 4 * U, garbage);
   r.d_recurrent_kernel.assign(4 * U * U, garbage), r.d_bias.assign(4 * U, garbage);
-  std::vector<Compute<T>> reserve(steps * 5 * U), scratch(reserve_is_scratch ? 0 : steps * 5 * U);
+  const Compute<T> nan = std::numeric_limits<Compute<T>>::quiet_NaN();
+  std::vector<Compute<T>> reserve(steps * 5 * U, nan);
+  std::vector<Compute<T>> scratch(reserve_is_scratch ? 0 : steps * 5 * U, nan);
   LstmForward forward;
   forward.problem = p;
   forward.outputs = r.outputs.data(), forward.h = r.h.data(), forward.c = r.c.data();
