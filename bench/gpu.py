@@ -12,9 +12,12 @@ Our float32 is exact: at "tf32" peers may round products to TF32 and we do not.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import itertools
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -203,13 +206,28 @@ def write(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-# A peer that takes longer to prepare (to compile kernels for a shape) is left out from then on.
-MOST_SECONDS = 30
+class TooSlowError(Exception):
+    """A peer has taken longer to prepare (to compile kernels, say) than it may."""
 
 
-def measure_point(point, peers, note):
+@contextlib.contextmanager
+def at_most(seconds):
+    def stop(*_):
+        raise TooSlowError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measure_point(point, peers, note, seconds=60):
     """(times, errors, broken): of every peer that can do the point with right results; and which of
-    ours cannot."""
+    ours cannot. A peer of others that takes longer than `seconds` to prepare is taken from `peers`.
+    """
     from gpu_peers import Problem
 
     prepared, errors, broken = {}, {}, []
@@ -218,27 +236,27 @@ def measure_point(point, peers, note):
         if reason := peer.refuses(point):
             note(f"  {name}: {reason}")
             continue
-        began = time.monotonic()
         try:
             problem = problem or Problem(point)
-            call, outputs = peer.prepare(problem)
-            errors[name] = problem.error(outputs())
+            with contextlib.nullcontext() if peer.ours else at_most(seconds):
+                call, outputs = peer.prepare(problem)
+                errors[name] = problem.error(outputs())
+        except TooSlowError:
+            note(f"  {name}: not prepared in {seconds:.0f} s: left out (--seconds gives it more)")
+            del peers[name]
         except Exception as error:  # of any library; a missing peer must not end the run
             first = (str(error).splitlines() or [""])[0][:200]
             note(f"  {name} failed: {type(error).__name__}: {first}")
-            if "out of memory" not in str(error).lower():
+            if peer.ours and "out of memory" not in str(error).lower():
                 broken.append(name)
-            continue
-        if (seconds := time.monotonic() - began) > MOST_SECONDS and not peer.ours:
-            note(f"  {name}: {seconds:.0f} s to prepare: left out from here on")
-            del peers[name]
-        elif errors[name] <= ERROR_LIMITS[point.dtype]:
-            prepared[name] = (call, peer.clock)
         else:
+            if errors[name] <= ERROR_LIMITS[point.dtype]:
+                prepared[name] = (call, peer.clock)
+                continue
             note(f"  {name}: WRONG RESULTS, error {errors[name]:.1e}: not timed")
-            broken.append(name)
-    times = measure(prepared) if prepared else {}
-    return times, errors, [name for name in broken if peers[name].ours]
+            if peer.ours:
+                broken.append(name)
+    return (measure(prepared) if prepared else {}), errors, broken
 
 
 def run(options) -> int:
@@ -273,7 +291,8 @@ def run(options) -> int:
         if time.monotonic() > end:
             break
         set_tf32(torch, point.dtype == "tf32")
-        times, errors, broken = measure_point(point, peers, lambda text: print(text, flush=True))
+        note = functools.partial(print, flush=True)
+        times, errors, broken = measure_point(point, peers, note, options.seconds / 4)
         wrong += broken
         new = rows_of(point, times, errors, peers, facts, peaks)
         rows += new

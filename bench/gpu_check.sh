@@ -55,7 +55,9 @@ step() {  # $1: seconds it may take, then the command
   limit=$1
   shift
   timeout -k 5 "$limit" "$@" >> "$stem.log" 2>&1 || {
-    echo "FAILED, exit status $? (124: ended after $limit s): $*" >> "$stem.log"
+    code=$?
+    echo "FAILED, $([ $code = 124 ] && echo "ended after $limit s" || echo "exit status $code"): $*" \
+      >> "$stem.log"
     status=1
   }
 }
@@ -63,6 +65,7 @@ step() {  # $1: seconds it may take, then the command
   date
   git -C "$root" rev-parse HEAD || true
   nvidia-smi || true
+  nvcc --version | tail -n 1
   echo "built in $(($(date +%s) - began)) s"
 } > "$stem.log" 2>&1
 step 150 "$python" "$root/bench/gpu_check.py" parity

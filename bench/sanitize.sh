@@ -18,7 +18,7 @@ for tool in memcheck racecheck; do
     >> "$log" 2>&1; then
     echo "compute-sanitizer $tool: passed" | tee -a "$log"
   else
-    echo "compute-sanitizer $tool: FAILED, exit status $? (124: ended after 75 s)" | tee -a "$log"
+    echo "compute-sanitizer $tool: FAILED, exit status $? (124: it took more than 75 s)" | tee -a "$log"
     status=1
   fi
 done

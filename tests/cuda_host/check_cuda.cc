@@ -33,11 +33,12 @@ constexpr DType kDType<Float16> = DType::kFloat16;
 template <>
 constexpr DType kDType<BFloat16> = DType::kBFloat16;
 
-enum class Mask { kNone, kLengths, kHoles, kEmpty, kRagged };
+enum class Mask { kNone, kLengths, kHoles, kEmpty, kRagged, kLeft };
 
 // Bits of `options`.
 constexpr int kBackwards = 1, kZeros = 2, kLastOnly = 4, kNoOptional = 8, kOtherActivations = 16,
-              kInputFactors = 32, kRecurrentFactors = 64, kRecompute = 128;
+              kInputFactors = 32, kRecurrentFactors = 64, kRecompute = 128,
+              kUnboundedActivations = 256;
 
 struct Shape {
   int64_t batch, timesteps, input_dim, units;
@@ -74,6 +75,9 @@ struct Problem {
     x_rows = kind == Mask::kRagged ? row_splits.back() : B * T_;
     mask.resize(B * T_);
     for (uint8_t& valid : mask) valid = kind == Mask::kHoles && random() % 2 == 0;
+    for (int64_t at = 0; at < B * T_ && kind == Mask::kLeft; ++at) {
+      mask[at] = at % T_ >= T_ - lengths[at / T_];
+    }
     x = Normal<T>(random, x_rows * D, 1);
     kernel = Normal<T>(random, D * 4 * U, 1 / std::sqrt(D + 1.0));
     recurrent_kernel = Normal<T>(random, U * 4 * U, 1 / std::sqrt(U));
@@ -94,9 +98,12 @@ struct Problem {
     if (options & kOtherActivations) {
       p.activation = Activation::kSoftsign, p.recurrent_activation = Activation::kHardSigmoid;
     }
+    if (options & kUnboundedActivations) {
+      p.activation = Activation::kRelu, p.recurrent_activation = Activation::kLinear;
+    }
     p.x = x.data(), p.kernel = kernel.data(), p.recurrent_kernel = recurrent_kernel.data();
     if (!(options & kNoOptional)) p.bias = bias.data(), p.h0 = h0.data(), p.c0 = c0.data();
-    if (kind == Mask::kHoles || kind == Mask::kEmpty) p.mask = mask.data();
+    if (kind == Mask::kHoles || kind == Mask::kEmpty || kind == Mask::kLeft) p.mask = mask.data();
     if (kind == Mask::kLengths) p.sequence_lengths = lengths.data();
     if (!CountValidSteps(p, &steps).ok()) Fail("CountValidSteps", DTypeName(p.dtype), options);
     const int64_t outputs = p.return_sequences ? x_rows * U : B * U;
@@ -311,6 +318,8 @@ void Check() {
   CheckOne<T>({11, 3, 70, 21}, Mask::kHoles, kFactors);
   CheckOne<T>({4, 3, 5, 70}, Mask::kRagged, kFactors | kRecompute | kBackwards);
   CheckOne<T>({5, 4, 3, 5}, Mask::kLengths, kInputFactors);
+  CheckOne<T>({19, 5, 9, 17}, Mask::kLeft, kBackwards);
+  CheckOne<T>({5, 4, 3, 5}, Mask::kLeft, kUnboundedActivations);
   CheckOne<T>({11, 4, 3, 18}, Mask::kLengths, kRecompute);
   CheckOne<T>({3, 0, 2, 2}, Mask::kHoles, kRecompute);
 }
