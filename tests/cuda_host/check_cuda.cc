@@ -6,8 +6,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -181,15 +183,19 @@ Results<T> OnCpu(const Problem<T>& problem) {
       });
 }
 
-// Memory of the size asked for, aligned as device memory is, and full of NaN.
+// Memory of exactly the size asked for, aligned as device memory is, and full of NaN.
 struct Workspace {
-  std::vector<char> memory;
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory;
 
   template <typename Call>
   void GiveTo(Call* call, size_t bytes) {
-    memory.assign(bytes + 256, -1);
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    call->workspace = memory.data() + (256 - address % 256) % 256;
+    memory.reset(static_cast<char*>(std::aligned_alloc(256, bytes)));
+    if (bytes % 256 != 0 || memory == nullptr) std::abort();
+    std::memset(memory.get(), 0xff, bytes);
+    call->workspace = memory.get();
     call->workspace_bytes = bytes;
   }
 };
