@@ -9,6 +9,8 @@ import pathlib
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 import types
 
 import numpy as np
@@ -352,6 +354,31 @@ def test_torch_masks_and_lengths():
     assert far.tolist() == [2**31 - 1, -1]
     with pytest.raises(TypeError, match="row_splits: expected an integer dtype"):
         library.integers("row_splits", torch.zeros(2), torch.int64)
+
+
+def test_other_threads_run_while_it_launches(fake_gpu, python_module, monkeypatch):
+    """A callback in the stream may need Python, and the launch a place in the stream."""
+    launching = threading.Event()
+
+    class Call(python_module.Call):
+        def forward(self, *arguments):
+            launching.set()
+            super().forward(*arguments)
+            launching.clear()
+
+    monkeypatch.setattr(cuda, "_cuda", types.SimpleNamespace(Call=Call))
+    problem = problems.make_problem(16, 60, 16, 48)
+    given = [fake(array) for array in (problem.inputs, *problem.weights())]
+
+    thread = threading.Thread(target=cuda.forward, args=given)
+    thread.start()
+    launching.wait()
+    turns = 0
+    while launching.is_set():
+        time.sleep(0.001)  # gives the lock away: it comes back once the launches let go of it
+        turns += 1
+    thread.join()
+    assert turns > 5
 
 
 def test_empty_arrays_have_any_strides(python_module):
