@@ -1,7 +1,9 @@
 // The calls of cuda_lstm.h: run.cuh over CUDA's runtime.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <atomic>
+#include <climits>
 
 #include "cuda/cuda_lstm.h"
 #include "cuda/hopper/hopper_lstm.h"
@@ -134,6 +136,18 @@ Status CallWorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
   });
 }
 
+// Of the device only the number of groups makes a difference, and a device that runs any number of
+// blocks at once has the most.
+template <typename Call>
+Status CallWorkspaceBound(const Call& call, int64_t max_steps, size_t* bytes) {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  return WithStored(call.problem.dtype, [&](auto stored) {
+    const cuda::DeviceLimits limits = {max_steps, INT_MAX, INT_MAX, nullptr};
+    *bytes = WorkspaceBytes<decltype(stored)>(call, limits);
+    return OkStatus();
+  });
+}
+
 template <typename Call>
 Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st* stream) {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
@@ -152,6 +166,7 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
 }  // namespace
 
 #if !defined(MASKED_LSTM_HOPPER)  // not compiled for 90a: nothing is handed over
+bool HopperMayServe(const LstmProblem&, int64_t) noexcept { return false; }
 bool HopperServes(const LstmProblem&, int64_t) noexcept { return false; }
 Status HopperForwardWorkspaceBytes(const LstmForward&, int64_t, size_t*) noexcept {
   return OkStatus();
@@ -190,6 +205,26 @@ Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
     return HopperBackwardWorkspaceBytes(call, max_steps, bytes);
   }
   return CallWorkspaceBytes(call, max_steps, bytes);
+}
+
+Status CudaForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                 size_t* bytes) noexcept {
+  MASKED_LSTM_RETURN_IF_ERROR(CallWorkspaceBound(call, max_steps, bytes));
+  if (!HopperMayServe(call.problem, max_steps)) return OkStatus();
+  size_t hopper = 0;
+  MASKED_LSTM_RETURN_IF_ERROR(HopperForwardWorkspaceBytes(call, max_steps, &hopper));
+  *bytes = std::max(*bytes, hopper);
+  return OkStatus();
+}
+
+Status CudaBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                  size_t* bytes) noexcept {
+  MASKED_LSTM_RETURN_IF_ERROR(CallWorkspaceBound(call, max_steps, bytes));
+  if (!HopperMayServe(call.problem, max_steps)) return OkStatus();
+  size_t hopper = 0;
+  MASKED_LSTM_RETURN_IF_ERROR(HopperBackwardWorkspaceBytes(call, max_steps, &hopper));
+  *bytes = std::max(*bytes, hopper);
+  return OkStatus();
 }
 
 Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,

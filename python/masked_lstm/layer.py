@@ -95,8 +95,12 @@ def check_fused(layer: keras.layers.LSTM, backend: str) -> None:
 
 def _gpu_in_use() -> bool:
     """Whether TensorFlow may place what is computed here on a GPU (a `tf.device` scope counts)."""
+    from . import ops
+
     if not tf.config.list_logical_devices("GPU"):
         return False
+    if ops.inside_xla():  # which compiles a whole function for one device, and ignores scopes in it
+        return True
     # An eager tensor tells where it was placed, a graph tensor where it was asked to be, if at all.
     return "CPU" not in tf.zeros(()).device.upper()
 
@@ -105,7 +109,7 @@ def _no_xla_reason() -> str | None:
     """Why XLA has no kernel of the fused op for the device in use; None if it has one."""
     from . import ops
 
-    return "XLA compiles it for the CPU only" if _gpu_in_use() else ops.no_xla_reason()
+    return ops.no_xla_reason(gpu=_gpu_in_use())
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from masked_lstm import composite
 _LIBRARY = pathlib.Path(__file__).parent / "libmasked_lstm_ops.so"
 _XLA_LIBRARY = _LIBRARY.with_name("libmasked_lstm_xla.so")
 _ops = None
-_no_xla = "the op library is not loaded"
+_no_xla = _no_xla_gpu = "the op library is not loaded"
 
 
 def library_path():
@@ -46,7 +46,7 @@ def load():
         ImportError: it was not built, was built for another minor version of TensorFlow, or
             cannot be loaded.
     """
-    global _ops, _no_xla
+    global _ops, _no_xla, _no_xla_gpu
     if _ops is None:
         _check_build()
         try:
@@ -55,31 +55,36 @@ def load():
             raise ImportError(
                 f"masked_lstm: TensorFlow cannot load {_LIBRARY}: {error.message}"
             ) from error
-        _no_xla = _load_xla()
+        _no_xla, _no_xla_gpu = _load_xla()
     return _ops
 
 
 def _load_xla():
-    """Loads the optional library of XLA kernels; why there are none, or None."""
+    """Loads the optional library of XLA kernels; why there are none for (the CPU, a GPU), or None."""
     from masked_lstm import _build_info
 
     if _build_info.NO_XLA:
-        return f"not built: {_build_info.NO_XLA}"
+        reason = f"not built: {_build_info.NO_XLA}"
+        return reason, reason
     try:
         tf.load_op_library(str(_XLA_LIBRARY))
     except (tf.errors.OpError, RuntimeError) as error:
-        return f"TensorFlow cannot load {_XLA_LIBRARY}: {error}"
-    read = ctypes.CDLL(str(_XLA_LIBRARY)).masked_lstm_xla_error
-    read.restype = ctypes.c_char_p
-    return read().decode() or None
+        reason = f"TensorFlow cannot load {_XLA_LIBRARY}: {error}"
+        return reason, reason
+    library = ctypes.CDLL(str(_XLA_LIBRARY))
+    reasons = []
+    for read in (library.masked_lstm_xla_error, library.masked_lstm_xla_gpu_error):
+        read.restype = ctypes.c_char_p
+        reasons.append(read().decode() or None)
+    return tuple(reasons)
 
 
-def no_xla_reason():
-    """Why a program that XLA compiles for the CPU cannot call the op; None when it can.
+def no_xla_reason(gpu=False):
+    """Why a program that XLA compiles, for the CPU or a GPU, cannot call the op; None when it can.
 
-    For a GPU there is no XLA kernel yet.
+    Whether a GPU's kernels are to be trusted is another question: see masked_lstm.gpus.
     """
-    return _no_xla
+    return _no_xla_gpu if gpu else _no_xla
 
 
 def inside_xla():
@@ -99,7 +104,7 @@ def kernel_calls():
 
 def xla_kernel_calls():
     """Those of them that programs compiled by XLA made."""
-    return {} if _no_xla else dict(_calls_of(_XLA_LIBRARY))
+    return {} if _no_xla and _no_xla_gpu else dict(_calls_of(_XLA_LIBRARY))
 
 
 def _calls_of(library):

@@ -188,35 +188,52 @@ void Expect(const Status& status) {
   if (!status.ok()) Fail(status.message, "", 0);
 }
 
+// What a call needs on this device is within what it is said to need on any, which asks for none.
+void CheckBound(size_t bytes, const Status& status, size_t bound, int calls) {
+  Expect(status);
+  if (bytes > bound) Fail("more workspace than any device needs", "", 0);
+  if (cuda_host::runtime.calls != calls) Fail("a device is asked", "", 0);
+}
+size_t WorkspaceBytes(const LstmForward& call, int64_t max_steps) {
+  size_t bytes = 0, bound = 0;
+  Expect(CudaForwardWorkspaceBytes(call, max_steps, &bytes));
+  const int calls = cuda_host::runtime.calls;
+  CheckBound(bytes, CudaForwardWorkspaceBound(call, max_steps, &bound), bound, calls);
+  return bytes;
+}
+size_t WorkspaceBytes(const LstmBackward& call, int64_t max_steps) {
+  size_t bytes = 0, bound = 0;
+  Expect(CudaBackwardWorkspaceBytes(call, max_steps, &bytes));
+  const int calls = cuda_host::runtime.calls;
+  CheckBound(bytes, CudaBackwardWorkspaceBound(call, max_steps, &bound), bound, calls);
+  return bytes;
+}
+
 // On simulated device `device`, whose size decides how the work is split.
 template <typename T>
 Results<T> OnExecutor(const Problem<T>& problem, unsigned seed, int device, bool reserve_is_scratch,
                       int32_t* bad_length = nullptr) {
   Workspace workspace;
-  size_t bytes = 0;
   cuda_host::runtime.seed = seed;
   cuda_host::runtime.device = device;
   return Run<T>(
       problem, true, reserve_is_scratch,
       [&](LstmForward& call) {
-        Expect(CudaForwardWorkspaceBytes(call, problem.x_rows, &bytes));
-        workspace.GiveTo(&call, bytes);
+        workspace.GiveTo(&call, WorkspaceBytes(call, problem.x_rows));
         Expect(RunCudaForward(call, problem.x_rows, bad_length, nullptr));
         if (call.reserve == nullptr) return;
         // For inference: the same without saved gates.
         std::vector<T> outputs(problem.d_outputs.size());
         LstmForward inference = call;
         inference.outputs = outputs.data(), inference.reserve = nullptr;
-        Expect(CudaForwardWorkspaceBytes(inference, problem.x_rows, &bytes));
-        workspace.GiveTo(&inference, bytes);
+        workspace.GiveTo(&inference, WorkspaceBytes(inference, problem.x_rows));
         Expect(RunCudaForward(inference, problem.x_rows, bad_length, nullptr));
         if (std::memcmp(outputs.data(), call.outputs, outputs.size() * sizeof(T)) != 0) {
           Fail("saving the gates changes the outputs", DTypeName(problem.p.dtype), 0);
         }
       },
       [&](LstmBackward& call) {
-        Expect(CudaBackwardWorkspaceBytes(call, problem.x_rows, &bytes));
-        workspace.GiveTo(&call, bytes);
+        workspace.GiveTo(&call, WorkspaceBytes(call, problem.x_rows));
         Expect(RunCudaBackward(call, problem.x_rows, bad_length, nullptr));
       });
 }

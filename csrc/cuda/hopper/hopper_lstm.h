@@ -14,7 +14,10 @@ namespace masked_lstm {
 // decide follows from choice, units, dtype and options, not from the batch.
 bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept;
 
-// Only for calls that HopperServes. Reserves are those of the other kernels, either way.
+// The same on some device, without asking the current one.
+bool HopperMayServe(const LstmProblem& problem, int64_t max_steps) noexcept;
+
+// Only for calls that HopperMayServe. Reserves are those of the other kernels, either way.
 Status HopperForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
                                    size_t* bytes) noexcept;
 Status HopperBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,

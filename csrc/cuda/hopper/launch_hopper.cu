@@ -111,15 +111,16 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
 
 }  // namespace
 
-bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept {
+bool HopperMayServe(const LstmProblem& problem, int64_t max_steps) noexcept {
   if (problem.cuda_choice == CudaChoice::kGroups) return false;
   const bool allow_tf32 = problem.cuda_choice == CudaChoice::kHopperTf32;
-  if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
-      PlanOf(problem).variant == cuda::hopper::Variant::kNone) {
-    return false;
-  }
+  return cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) &&
+         PlanOf(problem).variant != cuda::hopper::Variant::kNone;
+}
+
+bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept {
   int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
+  return HopperMayServe(problem, max_steps) && cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
          major == 9;
 }
