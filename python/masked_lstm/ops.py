@@ -60,7 +60,7 @@ def load():
 
 
 def _load_xla():
-    """Loads the optional library of XLA kernels; why there are none for (the CPU, a GPU), or None."""
+    """Loads the optional library of XLA kernels; why there are none for the CPU, and for a GPU."""
     from masked_lstm import _build_info
 
     if _build_info.NO_XLA:

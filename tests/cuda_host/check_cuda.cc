@@ -188,25 +188,26 @@ void Expect(const Status& status) {
   if (!status.ok()) Fail(status.message, "", 0);
 }
 
-// What a call needs on this device is within what it is said to need on any, which asks for none.
-void CheckBound(size_t bytes, const Status& status, size_t bound, int calls) {
-  Expect(status);
-  if (bytes > bound) Fail("more workspace than any device needs", "", 0);
-  if (cuda_host::runtime.calls != calls) Fail("a device is asked", "", 0);
+// What the call needs on this device, which is within what it is said to need on any.
+template <typename Call>
+size_t WorkspaceBytes(const Call& call, int64_t max_steps,
+                      Status (*of_device)(const Call&, int64_t, size_t*),
+                      Status (*of_any)(const Call&, int64_t, size_t*)) {
+  size_t bytes = 0, bound = 0;
+  Expect(of_device(call, max_steps, &bytes));
+  const int calls = cuda_host::runtime.calls;
+  Expect(of_any(call, max_steps, &bound));
+  if (bytes > bound) Fail("more workspace than on any device", "", 0);
+  if (cuda_host::runtime.calls != calls) Fail("the device is asked", "", 0);
+  return bytes;
 }
 size_t WorkspaceBytes(const LstmForward& call, int64_t max_steps) {
-  size_t bytes = 0, bound = 0;
-  Expect(CudaForwardWorkspaceBytes(call, max_steps, &bytes));
-  const int calls = cuda_host::runtime.calls;
-  CheckBound(bytes, CudaForwardWorkspaceBound(call, max_steps, &bound), bound, calls);
-  return bytes;
+  return WorkspaceBytes<LstmForward>(call, max_steps, CudaForwardWorkspaceBytes,
+                                     CudaForwardWorkspaceBound);
 }
 size_t WorkspaceBytes(const LstmBackward& call, int64_t max_steps) {
-  size_t bytes = 0, bound = 0;
-  Expect(CudaBackwardWorkspaceBytes(call, max_steps, &bytes));
-  const int calls = cuda_host::runtime.calls;
-  CheckBound(bytes, CudaBackwardWorkspaceBound(call, max_steps, &bound), bound, calls);
-  return bytes;
+  return WorkspaceBytes<LstmBackward>(call, max_steps, CudaBackwardWorkspaceBytes,
+                                      CudaBackwardWorkspaceBound);
 }
 
 // On simulated device `device`, whose size decides how the work is split.
