@@ -1,6 +1,7 @@
 """The TensorFlow ops: loading the library, the functional `lstm`, and its gradient."""
 
 import ctypes
+import os
 import pathlib
 
 import tensorflow as tf
@@ -91,6 +92,14 @@ def inside_xla():
     """Whether what is being traced will be compiled by XLA (`jit_compile=True`)."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
         tf.compat.v1.get_default_graph()
+    )
+
+
+def _may_be_clustered():
+    """Whether XLA may compile parts of the function that is being traced, unasked."""
+    graph = tf.compat.v1.get_default_graph()
+    return graph.building_function and bool(
+        tf.config.optimizer.get_jit() or "tf_xla_auto_jit" in os.environ.get("TF_XLA_FLAGS", "")
     )
 
 
@@ -403,7 +412,7 @@ def _call(
         batch = tf.maximum(_size(mask, 0) - 1, 0) if ragged else _size(inputs, 0)
         h0 = c0 = tf.zeros([batch, units], dtype)
     none = tf.zeros([0], dtype)
-    on_demand = inside_xla() and not recompute
+    on_demand = not recompute and (inside_xla() or _may_be_clustered())
     outputs, h, c, reserve = ops.masked_lstm(
         inputs=inputs,
         kernel=kernel,
