@@ -254,8 +254,9 @@ def training():
 
 
 ops._XLA_LIBRARY = LIBRARY
-ops.load()
-assert ops.no_xla_reason() is None and ops.no_xla_reason(gpu=True) is None
+# The first call of all, in a function that AutoGraph rewrites.
+tf.function(masked_lstm.lstm, jit_compile=True)(*arguments("float32")[:4])
+assert calls("cuda-") == 1 and ops.no_xla_reason() is None and ops.no_xla_reason(gpu=True) is None
 executor = ctypes.CDLL(str(LIBRARY))
 bits_of_the_gpu_op()
 other_dtypes_and_devices()

@@ -47,6 +47,11 @@ def load():
         ImportError: it was not built, was built for another minor version of TensorFlow, or
             cannot be loaded.
     """
+    return _load_once() if _ops is None else _ops
+
+
+@tf.autograph.experimental.do_not_convert  # AutoGraph would assign to a copy of this module
+def _load_once():
     global _ops, _no_xla, _no_xla_gpu
     if _ops is None:
         _check_build()
