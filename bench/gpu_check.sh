@@ -21,19 +21,20 @@ tensorflow() {  # $1: compile or link: TensorFlow's flags, ;-separated, or nothi
   TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import tensorflow as tf
 print(';'.join(tf.sysconfig.get_$1_flags()))" 2> /dev/null || true
 }
+version=$(TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import tensorflow as tf; print(tf.__version__)" \
+  2> /dev/null || true)
 cmake -S "$root" -B "$build" -G Ninja -DMASKED_LSTM_CUDA=ON \
   -DMASKED_LSTM_CUDA_ARCHITECTURES="${MASKED_LSTM_CUDA_ARCHITECTURES:-native}" \
   -DMASKED_LSTM_OUTPUT_DIR="$build/masked_lstm" -DPython_EXECUTABLE="$(command -v "$python")" \
   -DMASKED_LSTM_TF_COMPILE_FLAGS="$(tensorflow compile)" \
-  -DMASKED_LSTM_TF_LINK_FLAGS="$(tensorflow link)" \
+  -DMASKED_LSTM_TF_LINK_FLAGS="$(tensorflow link)" -DMASKED_LSTM_TF_VERSION="$version" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" > "$stem.build.log"
 cmake --build "$build" >> "$stem.build.log" 2>&1 || { tail -n 40 "$stem.build.log"; exit 1; }
 for file in "$root"/python/masked_lstm/*.py; do cp "$file" "$build/masked_lstm/"; done
-version=$(TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import tensorflow as tf; print(tf.__version__)" \
-  2> /dev/null || true)
 {
   echo "TENSORFLOW_VERSION = \"$version\""
   echo "CUDA_ARCHITECTURES = \"$(cat "$build/cuda_architectures.txt")\""
+  echo "NO_XLA = \"$(cat "$build/no_xla.txt")\""
 } > "$build/masked_lstm/_build_info.py"
 export PYTHONPATH=$build
 
@@ -45,7 +46,8 @@ status=0
 } > "$stem.log" 2>&1
 "$python" "$root/bench/gpu_check.py" parity >> "$stem.log" 2>&1 || status=1
 grep -q "^parity: passed" "$stem.log" || status=1
-tail -n 12 "$stem.log"
+"$python" "$root/bench/gpu_check_xla.py" >> "$stem.log" 2>&1 || status=1
+tail -n 13 "$stem.log"
 "$root/bench/sanitize.sh" "$stem.log" "$python" "$root/bench/gpu_check.py" short || status=1
 # What is left of 8 minutes, with room for peaks and charts.
 seconds=$((420 - $(date +%s) + began))
