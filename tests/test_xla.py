@@ -325,6 +325,21 @@ def test_without_kernels_keras_path_is_taken_and_recorded(monkeypatch):
     assert not model.jit_compile
 
 
+def test_keras_path_inside_xla_is_its_plain_loop(monkeypatch):
+    """Never cuDNN, of which XLA knows nothing: on a GPU the function would not compile."""
+    stock, ours = pair(backend="keras")
+    assert ours.use_cudnn == "auto"
+    x = tf.constant(np.float32(random(BATCH, 6, INPUT_DIM)))
+    expected = stock(x)
+    cudnn = []
+    monkeypatch.setattr("keras.src.backend.lstm", lambda *a, **k: cudnn.append(a) or NotImplemented)
+    np.testing.assert_allclose(jit(ours)(x), expected, atol=1e-6)
+    assert not cudnn
+    with pytest.raises(TypeError):  # what was put in cuDNN's place
+        ours(x)
+    assert cudnn
+
+
 def test_without_a_kernel_for_the_gpu_in_use(monkeypatch):
     _, ours = pair(backend="fused")
     monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
@@ -349,7 +364,7 @@ def test_a_gpu_is_taken_inside_xla_where_it_is_outside(monkeypatch):
 
     _, auto = pair(backend="auto")
     assert not fused(auto) and re.search("9.0, .* no passing record", auto.fused_reason)
-    assert auto.supports_jit  # Keras' path does
+    assert auto.supports_jit  # Keras' own answer, where it sees no GPU
     assert fused(pair(backend="fused")[1])
     monkeypatch.setenv("MASKED_LSTM_GPU", "1")
     assert fused(auto) and auto.fused_reason is None and auto.supports_jit

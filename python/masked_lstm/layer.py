@@ -218,10 +218,14 @@ class LSTM(keras.layers.LSTM):
         """Keras' own loop, with masks meaning what they do on the fused path."""
         if not _ON_TENSORFLOW:
             return super().inner_loop(sequences, initial_state, mask, training=training)
+        from . import ops
+
         loop = super().inner_loop
-        if self.use_cudnn == "auto" and (mask is not None or self.cell.implementation == 1):
+        unfit = mask is not None or self.cell.implementation == 1 or ops.inside_xla()
+        if self.use_cudnn == "auto" and unfit:
             # cuDNN refuses masks that are not right-padded and writes zeros at masked steps, and
-            # Keras' way to it fails on one dropout mask per gate: take Keras' plain loop.
+            # Keras' way to it fails on one dropout mask per gate; XLA does not know it. Take Keras'
+            # plain loop.
             loop = super(keras.layers.LSTM, self).inner_loop
         last_output, outputs, states = loop(sequences, initial_state, mask, training=training)
         if mask is not None and self.zero_output_for_mask and not self.return_sequences:
