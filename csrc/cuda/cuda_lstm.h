@@ -29,13 +29,6 @@ Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
 Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
                                   size_t* bytes) noexcept;
 
-// Enough for the call on any device, whichever kernel would serve it there; no device is asked. For
-// a caller that must know before there is one. Errors: of the sizes, as above.
-Status CudaForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
-                                 size_t* bytes) noexcept;
-Status CudaBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
-                                  size_t* bytes) noexcept;
-
 // As RunLstmForward and RunLstmBackward; without a reserve the backward call computes it again.
 // bad_length: int32 on the device, set to 1 if a length or a split had to be clamped; or null.
 // Errors: as above; kInvalidArgument for too small a workspace or one not aligned to 64 bytes.
@@ -48,5 +41,12 @@ Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad
 // flag: int32 on the device.
 Status ClearCudaFlag(int32_t* flag, CUstream_st* stream) noexcept;
 Status ReadCudaFlag(const int32_t* flag, CUstream_st* stream, int32_t* value) noexcept;
+
+// Enough for the call on any device, whichever kernel would serve it there; no device is asked. For
+// a caller that must know before there is one. Errors: of the sizes, as above.
+Status CudaForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                 size_t* bytes) noexcept;
+Status CudaBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                  size_t* bytes) noexcept;
 
 }  // namespace masked_lstm

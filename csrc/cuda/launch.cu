@@ -136,18 +136,6 @@ Status CallWorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
   });
 }
 
-// Of the device only the number of groups makes a difference, and a device that runs any number of
-// blocks at once has the most.
-template <typename Call>
-Status CallWorkspaceBound(const Call& call, int64_t max_steps, size_t* bytes) {
-  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  return WithStored(call.problem.dtype, [&](auto stored) {
-    const cuda::DeviceLimits limits = {max_steps, INT_MAX, INT_MAX, nullptr};
-    *bytes = WorkspaceBytes<decltype(stored)>(call, limits);
-    return OkStatus();
-  });
-}
-
 template <typename Call>
 Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st* stream) {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
@@ -166,7 +154,6 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
 }  // namespace
 
 #if !defined(MASKED_LSTM_HOPPER)  // not compiled for 90a: nothing is handed over
-bool HopperMayServe(const LstmProblem&, int64_t) noexcept { return false; }
 bool HopperServes(const LstmProblem&, int64_t) noexcept { return false; }
 Status HopperForwardWorkspaceBytes(const LstmForward&, int64_t, size_t*) noexcept {
   return OkStatus();
@@ -207,26 +194,6 @@ Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
   return CallWorkspaceBytes(call, max_steps, bytes);
 }
 
-Status CudaForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
-                                 size_t* bytes) noexcept {
-  MASKED_LSTM_RETURN_IF_ERROR(CallWorkspaceBound(call, max_steps, bytes));
-  if (!HopperMayServe(call.problem, max_steps)) return OkStatus();
-  size_t hopper = 0;
-  MASKED_LSTM_RETURN_IF_ERROR(HopperForwardWorkspaceBytes(call, max_steps, &hopper));
-  *bytes = std::max(*bytes, hopper);
-  return OkStatus();
-}
-
-Status CudaBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
-                                  size_t* bytes) noexcept {
-  MASKED_LSTM_RETURN_IF_ERROR(CallWorkspaceBound(call, max_steps, bytes));
-  if (!HopperMayServe(call.problem, max_steps)) return OkStatus();
-  size_t hopper = 0;
-  MASKED_LSTM_RETURN_IF_ERROR(HopperBackwardWorkspaceBytes(call, max_steps, &hopper));
-  *bytes = std::max(*bytes, hopper);
-  return OkStatus();
-}
-
 Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
                       CUstream_st* stream) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
@@ -253,6 +220,46 @@ Status ReadCudaFlag(const int32_t* flag, CUstream_st* stream, int32_t* value) no
   MASKED_LSTM_RETURN_IF_ERROR(
       CudaError(cudaMemcpyAsync(value, flag, sizeof(*value), cudaMemcpyDeviceToHost, stream)));
   return CudaError(cudaStreamSynchronize(stream));
+}
+
+#if !defined(MASKED_LSTM_HOPPER)
+Status HopperForwardWorkspaceBound(const LstmForward&, int64_t, size_t* bytes) noexcept {
+  *bytes = 0;
+  return OkStatus();
+}
+Status HopperBackwardWorkspaceBound(const LstmBackward&, int64_t, size_t* bytes) noexcept {
+  *bytes = 0;
+  return OkStatus();
+}
+#endif
+
+namespace {
+
+// The kernels of run.cuh: of the device only the number of groups makes a difference, and a device
+// that runs any number of blocks at once has the most.
+template <typename Call>
+Status WorkspaceBound(const Call& call, int64_t max_steps,
+                      Status (*hopper_bound)(const Call&, int64_t, size_t*), size_t* bytes) {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  size_t hopper = 0;
+  MASKED_LSTM_RETURN_IF_ERROR(hopper_bound(call, max_steps, &hopper));
+  return WithStored(call.problem.dtype, [&](auto stored) {
+    const cuda::DeviceLimits limits = {max_steps, INT_MAX, INT_MAX, nullptr};
+    *bytes = std::max<size_t>(hopper, WorkspaceBytes<decltype(stored)>(call, limits));
+    return OkStatus();
+  });
+}
+
+}  // namespace
+
+Status CudaForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                 size_t* bytes) noexcept {
+  return WorkspaceBound<LstmForward>(call, max_steps, HopperForwardWorkspaceBound, bytes);
+}
+
+Status CudaBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                  size_t* bytes) noexcept {
+  return WorkspaceBound<LstmBackward>(call, max_steps, HopperBackwardWorkspaceBound, bytes);
 }
 
 }  // namespace masked_lstm

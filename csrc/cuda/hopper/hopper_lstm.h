@@ -14,10 +14,7 @@ namespace masked_lstm {
 // decide follows from choice, units, dtype and options, not from the batch.
 bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept;
 
-// The same on some device, without asking the current one.
-bool HopperMayServe(const LstmProblem& problem, int64_t max_steps) noexcept;
-
-// Only for calls that HopperMayServe. Reserves are those of the other kernels, either way.
+// Only for calls that HopperServes. Reserves are those of the other kernels, either way.
 Status HopperForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
                                    size_t* bytes) noexcept;
 Status HopperBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
@@ -26,5 +23,11 @@ Status RunHopperForward(const LstmForward& call, int64_t max_steps, int32_t* bad
                         CUstream_st* stream) noexcept;
 Status RunHopperBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                          CUstream_st* stream) noexcept;
+
+// Enough for the call on any device, which is not asked; 0 where none takes it.
+Status HopperForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                   size_t* bytes) noexcept;
+Status HopperBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                    size_t* bytes) noexcept;
 
 }  // namespace masked_lstm

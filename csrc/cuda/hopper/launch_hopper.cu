@@ -111,16 +111,15 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
 
 }  // namespace
 
-bool HopperMayServe(const LstmProblem& problem, int64_t max_steps) noexcept {
+bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept {
   if (problem.cuda_choice == CudaChoice::kGroups) return false;
   const bool allow_tf32 = problem.cuda_choice == CudaChoice::kHopperTf32;
-  return cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) &&
-         PlanOf(problem).variant != cuda::hopper::Variant::kNone;
-}
-
-bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept {
+  if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
+      PlanOf(problem).variant == cuda::hopper::Variant::kNone) {
+    return false;
+  }
   int device = 0, major = 0;
-  return HopperMayServe(problem, max_steps) && cudaGetDevice(&device) == cudaSuccess &&
+  return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
          major == 9;
 }
@@ -140,6 +139,32 @@ Status RunHopperForward(const LstmForward& call, int64_t max_steps, int32_t* bad
 Status RunHopperBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                          CUstream_st* stream) noexcept {
   return Run(call, max_steps, bad_length, stream);
+}
+
+namespace {
+
+// The plan, and with it the layout, follows from the problem alone.
+template <typename Call>
+Status WorkspaceBound(const Call& call, int64_t max_steps, size_t* bytes) {
+  const LstmProblem& p = call.problem;
+  *bytes = 0;
+  if (p.cuda_choice == CudaChoice::kGroups ||
+      !cuda::hopper::HopperTakes(p, max_steps, p.cuda_choice != CudaChoice::kHopper) ||
+      PlanOf(p).variant == cuda::hopper::Variant::kNone) {
+    return OkStatus();
+  }
+  return WorkspaceBytes(call, max_steps, bytes);
+}
+
+}  // namespace
+
+Status HopperForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                   size_t* bytes) noexcept {
+  return WorkspaceBound(call, max_steps, bytes);
+}
+Status HopperBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                    size_t* bytes) noexcept {
+  return WorkspaceBound(call, max_steps, bytes);
 }
 
 }  // namespace masked_lstm
