@@ -34,7 +34,7 @@ tensorflow() {  # $1: of TensorFlow, an expression of Python; nothing without it
 version=$(tensorflow tf.__version__)
 # Of an earlier run, perhaps with another Python.
 rm -rf "$build/CMakeCache.txt" "$build/masked_lstm"
-cmake -S "$root" -B "$build" -G Ninja -DMASKED_LSTM_CUDA=ON -DMASKED_LSTM_XLA=OFF \
+cmake -S "$root" -B "$build" -G Ninja -DMASKED_LSTM_CUDA=ON \
   -DMASKED_LSTM_CUDA_ARCHITECTURES="${MASKED_LSTM_CUDA_ARCHITECTURES:-native}" \
   -DMASKED_LSTM_OUTPUT_DIR="$build/masked_lstm" -DPython_EXECUTABLE="$(command -v "$python")" \
   -DMASKED_LSTM_TF_VERSION="$version" \
@@ -70,8 +70,11 @@ step() {  # $1: seconds it may take, then the command
 } > "$stem.log" 2>&1
 step 150 "$python" "$root/bench/gpu_check.py" parity
 grep -q "^parity: passed" "$stem.log" || status=1
-if [ -n "$version" ]; then step 75 "$python" "$root/bench/gpu_keras.py"; fi
-tail -n 14 "$stem.log"
+if [ -n "$version" ]; then
+  step 75 "$python" "$root/bench/gpu_keras.py"
+  step 60 "$python" "$root/bench/gpu_check_xla.py"
+fi
+tail -n 15 "$stem.log"
 "$root/bench/sanitize.sh" "$stem.log" "$python" "$root/bench/gpu_check.py" short || status=1
 # What is left of 8 minutes, with room for peaks, the last point and charts.
 seconds=$((420 - $(date +%s) + began))

@@ -1,10 +1,11 @@
-"""The GPU op and masked_lstm.cuda without a GPU: their own code, with CUDA's launches run by the
-executor of tests/cuda_host; and the kernels that the op library registers for GPUs."""
+"""The GPU op, inside XLA and outside, and masked_lstm.cuda without a GPU: their own code, with CUDA
+launches run by the executor of tests/cuda_host; and the kernels that are registered for GPUs."""
 
 import contextlib
 import ctypes
 import gc
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import sysconfig
 import threading
 import time
 import types
+from typing import NamedTuple
 
 import numpy as np
 import problems
@@ -31,9 +33,16 @@ def compile_all(*commands):
     assert not [process.args for process in running if process.wait() != 0]
 
 
+class Libraries(NamedTuple):
+    """With the executor for a GPU."""
+
+    op: pathlib.Path  # the op library's GPU kernels
+    python: pathlib.Path  # the Python module
+    xla: pathlib.Path | None  # the library of XLA kernels, and with it what `op` has
+
+
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    """(the op library's GPU kernels, the Python module): both with the executor for a GPU."""
     tf = pytest.importorskip("tensorflow")
     import pybind11
 
@@ -41,23 +50,37 @@ def libraries(tmp_path_factory):
     shared = [build / "libhost.a", build / "libcore.a"]
     if not all(path.exists() for path in shared):
         pytest.skip("the package was not built in this checkout")
+    # The kernels as they were built: they take half a minute to compile.
+    kernels = build / "CMakeFiles/masked_lstm_xla.dir/csrc/tensorflow/xla_kernels.cc.o"
     folder = tmp_path_factory.mktemp("cuda_bindings")
     tf_flags = [flag.replace("-I", "-isystem") for flag in tf.sysconfig.get_compile_flags()]
     python_flags = [f"-I{sysconfig.get_paths()['include']}", f"-I{pybind11.get_include()}"]
-    compile_all(
-        [*COMPILE, "-xc++", "-c", ROOT / "csrc/cuda/launch.cu", "-o", folder / "launch.o"],
-        [*COMPILE, "-c", HOST / "cuda_host.cc", "-o", folder / "cuda_host.o"],
-        [*COMPILE, *tf_flags, "-c", HOST / "gpu_op.cc", "-o", folder / "op.o"],
-        [*COMPILE, *python_flags, "-c", ROOT / "csrc/python/cuda_module.cc"]
-        + ["-o", folder / "module.o"],
+    sources = {
+        "launch": [*COMPILE, "-xc++", "-c", ROOT / "csrc/cuda/launch.cu"],
+        "cuda_host": [*COMPILE, "-c", HOST / "cuda_host.cc"],
+        "op": [*COMPILE, *tf_flags, "-c", HOST / "gpu_op.cc"],
+        "module": [*COMPILE, *python_flags, "-c", ROOT / "csrc/python/cuda_module.cc"],
+        "xla": [*COMPILE, *tf_flags, "-c", HOST / "xla_executor.cc"],
+        "xla_workspace": [*COMPILE, "-c", ROOT / "csrc/tensorflow/xla_cuda_workspace.cc"],
+        "exports": [*COMPILE, "-c", ROOT / "csrc/tensorflow/exports.cc"],
+    }
+    objects = {name: folder / f"{name}.o" for name in sources}
+    compile_all(*[[*command, "-o", objects[name]] for name, command in sources.items()])
+    executor = [objects["launch"], objects["cuda_host"], *shared, "-pthread"]
+    link = tf.sysconfig.get_link_flags()
+    made = Libraries(
+        folder / "op.so", folder / "_cuda.so", None if _build_info.NO_XLA else folder / "xla.so"
     )
-    executor = [folder / "launch.o", folder / "cuda_host.o", *shared, "-pthread"]
-    compile_all(
-        ["c++", "-shared", folder / "op.o", *executor, "-o", folder / "op.so"]
-        + tf.sysconfig.get_link_flags(),
-        ["c++", "-shared", folder / "module.o", *executor, "-o", folder / "_cuda.so"],
-    )
-    return folder / "op.so", folder / "_cuda.so"
+    commands = [
+        ["c++", "-shared", objects["op"], *executor, "-o", made.op, *link],
+        ["c++", "-shared", objects["module"], *executor, "-o", made.python],
+    ]
+    if made.xla:
+        inputs = [objects[name] for name in ("xla", "xla_workspace", "exports", "op")]
+        link = [*link, "-l:libtensorflow_cc.so.2"]
+        commands.append(["c++", "-shared", *inputs, kernels, *executor, "-o", made.xla, *link])
+    compile_all(*commands)
+    return made
 
 
 # ---- TensorFlow ----------------------------------------------------------------------------------
@@ -71,7 +94,7 @@ def run_op(libraries):
     from masked_lstm import ops
 
     ops.load()
-    tf.load_library(str(libraries[0]))
+    tf.load_library(str(libraries.op))
 
     def run(problem, executor, function=ops.lstm, wanted=None, **options):
         arguments = [tf.constant(a) for a in (problem.poisoned(), *problem.weights())]
@@ -183,6 +206,17 @@ def test_gpu_op_refuses_sizes_that_overflow(libraries):
             traced(tf.zeros(shape))
 
 
+def test_gpu_op_inside_xla(libraries):
+    """tests/xla_cuda_process.py: the bits of the op outside XLA, and all that surrounds it."""
+    if libraries.xla is None:
+        pytest.skip("XLA kernels: not built")
+    script = pathlib.Path(__file__).with_name("xla_cuda_process.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TF_XLA_FLAGS"}
+    command = [sys.executable, script, libraries.xla]
+    run = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
+    assert run.returncode == 0, run.stderr.decode()[-3000:]
+
+
 def test_gpu_kernels_are_registered():
     """Of every dtype, with no argument in host memory; on this machine too, whatever it has."""
     pytest.importorskip("tensorflow")
@@ -245,7 +279,7 @@ def fake(array):
 
 @pytest.fixture(scope="module")
 def python_module(libraries):
-    spec = importlib.util.spec_from_file_location("_cuda", libraries[1])
+    spec = importlib.util.spec_from_file_location("_cuda", libraries.python)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

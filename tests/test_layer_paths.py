@@ -110,6 +110,16 @@ def test_a_gpu_is_in_use_unless_the_cpu_is_asked_for(monkeypatch):
         assert _gpu_in_use()
         with tf.device("/CPU:0"):
             assert not _gpu_in_use()
+    in_use = []
+
+    def function(x):
+        with tf.device("/CPU:0"):  # inside XLA it is not heeded
+            in_use.append(_gpu_in_use())
+            return x
+
+    for compiled in (False, True):
+        tf.function(function, jit_compile=compiled)(tf.zeros(()))
+    assert in_use == [False, True]
 
 
 def test_off_tensorflow_everything_is_left_to_the_parent(monkeypatch):

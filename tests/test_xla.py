@@ -13,9 +13,10 @@ import pytest
 import tensorflow as tf
 from pairs import BATCH, INPUT_DIM, MASKS, UNITS, forward_calls, padding_and_poison, pair, random
 from problems import make_problem
+from tensorflow.python.framework import kernels
 
 import masked_lstm
-from masked_lstm import LSTM, ops
+from masked_lstm import LSTM, _build_info, ops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -324,12 +325,97 @@ def test_without_kernels_keras_path_is_taken_and_recorded(monkeypatch):
     assert not model.jit_compile
 
 
+def test_keras_path_inside_xla_is_its_plain_loop(monkeypatch):
+    """Never cuDNN, of which XLA knows nothing: on a GPU the function would not compile."""
+    stock, ours = pair(backend="keras")
+    assert ours.use_cudnn == "auto"
+    x = tf.constant(np.float32(random(BATCH, 6, INPUT_DIM)))
+    expected = stock(x)
+    cudnn = []
+    monkeypatch.setattr("keras.src.backend.lstm", lambda *a, **k: cudnn.append(a) or NotImplemented)
+    np.testing.assert_allclose(jit(ours)(x), expected, atol=1e-6)
+    assert not cudnn
+    with pytest.raises(TypeError):  # what was put in cuDNN's place
+        ours(x)
+    assert cudnn
+
+
 def test_without_a_kernel_for_the_gpu_in_use(monkeypatch):
     _, ours = pair(backend="fused")
     monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
+    monkeypatch.setattr(ops, "_no_xla_gpu", "XLA compiles it for the CPU only")
     assert not ours.supports_jit
     with pytest.raises(ValueError, match="not possible here: .* XLA compiles it for the CPU only"):
         jit(ours)(np.float32(random(BATCH, 6, INPUT_DIM)))
+
+
+def test_a_gpu_is_taken_inside_xla_where_it_is_outside(monkeypatch):
+    """By itself only with a passing record, or where somebody asks for it."""
+    monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
+    monkeypatch.setattr("masked_lstm.layer._capabilities", lambda: ["9.0"])
+    monkeypatch.setattr("masked_lstm.gpus.built_for", lambda: ["80", "90a"])
+    monkeypatch.setattr(ops, "_no_xla_gpu", None)
+    monkeypatch.delenv("MASKED_LSTM_GPU", raising=False)
+    x = tf.constant(np.float32(random(BATCH, 6, INPUT_DIM)))
+
+    def fused(layer):
+        graph = jit(lambda x: layer(x)).get_concrete_function(x).graph
+        return "MaskedLstm" in {op.type for op in graph.get_operations()}
+
+    _, auto = pair(backend="auto")
+    assert not fused(auto) and re.search("9.0, .* no passing record", auto.fused_reason)
+    assert auto.supports_jit  # Keras' own answer, where it sees no GPU
+    assert fused(pair(backend="fused")[1])
+    monkeypatch.setenv("MASKED_LSTM_GPU", "1")
+    assert fused(auto) and auto.fused_reason is None and auto.supports_jit
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_compiled_for_a_gpu(dtype, monkeypatch):
+    """The program, which needs no GPU; what it calls is run in test_cuda_bindings.py."""
+    registered = kernels.get_registered_kernels_for_op("MaskedLstm").kernel
+    assert {"XLA_CPU_JIT", "XLA_GPU_JIT"} <= {kernel.device_type for kernel in registered}
+    arguments = [tf.cast(a, dtype) for a in ARGUMENTS]
+
+    def calls(platform):
+        function = jit(lambda *a: value_and_gradients(*a, sequence_lengths=tf.range(9)))
+        program = function.experimental_get_compiler_ir(*arguments)
+        hlo = program(stage="hlo", platform_name=platform)
+        return [
+            re.search(rf".*\"masked_lstm.{name}\".*", hlo)[0] for name in ("forward", "backward")
+        ]
+
+    without = "masked_lstm was built without CUDA kernels, so XLA compiles it for the CPU only"
+    assert not any("cuda_choice" in call for call in calls("CPU"))
+    if not _build_info.CUDA_ARCHITECTURES:
+        assert ops.no_xla_reason(gpu=True) == without
+        with pytest.raises(ValueError, match=without):
+            calls("GPU")
+        return
+    assert ops.no_xla_reason(gpu=True) is None
+
+    def workspaces():
+        for call, other in zip(calls("GPU"), calls("CPU"), strict=True):
+            results = [re.search(r"= \((.*?)\) custom-call", c)[1] for c in (call, other)]
+            assert results[0].startswith(results[1])  # the CPU's, and the workspace
+            (size,) = re.fullmatch(r", u8\[(\d+)\]\{0\}", results[0][len(results[1]) :]).groups()
+            layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, api_version", call)[1]
+            for layout in re.findall(r"\[[\d,]+\]\{([\d,]+)\}", layouts):
+                assert layout in ("2,1,0", "1,0", "0")
+            yield int(size), re.search(r"cuda_choice = (\d) : i32", call)[1]
+
+    plain = list(workspaces())
+    # The states of 9 rows in 2 groups of 8 slots, float32: 3 of them, and the flag.
+    assert plain[0][0] > 3 * 16 * 7 * 4 + 64 and [choice for _, choice in plain] == ["0", "0"]
+    monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hopper")  # read when it is compiled
+    hopper = list(workspaces())
+    assert [choice for _, choice in hopper] == ["1", "1"]
+    larger = [h > p for (h, _), (p, _) in zip(hopper, plain, strict=True)]
+    has_hopper = "90a" in _build_info.CUDA_ARCHITECTURES.split(",")
+    assert larger == [dtype == "float16" and has_hopper] * 2
+    monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hoper")
+    with pytest.raises(ValueError, match="expected groups, hopper or hopper-tf32, got 'hoper'"):
+        calls("GPU")
 
 
 @pytest.mark.parametrize(

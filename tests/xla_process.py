@@ -66,6 +66,17 @@ def autoclustering():
             loss = tf.reduce_sum(outputs * UPSTREAM)
         return outputs, tape.gradient(loss, kernel)
 
+    inference = tf.function(lambda x: lstm(x, *ARGUMENTS[1:], mask=MASK)[0])
+    before = sum(ops.xla_kernel_calls().values())
+    outputs = inference(ARGUMENTS[0])
+    assert sum(ops.xla_kernel_calls().values()) == before + 1
+    graph = inference.get_concrete_function(ARGUMENTS[0]).graph
+    (forward,) = (op for op in graph.get_operations() if op.type == "MaskedLstm")
+    assert not forward.get_attr("save_reserve")  # nobody has asked for a gradient
+    with tf.GradientTape() as tape:
+        tape.watch(ARGUMENTS[0])
+        assert_same(inference(ARGUMENTS[0]), outputs)
+    assert forward.get_attr("save_reserve")
     expected = function(*ARGUMENTS[:2])
     before = sum(ops.xla_kernel_calls().values())
     assert_same(tf.function(function)(*ARGUMENTS[:2]), expected)

@@ -45,4 +45,11 @@ Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad
 Status ClearCudaFlag(int32_t* flag, CUstream_st* stream) noexcept;
 Status ReadCudaFlag(const int32_t* flag, CUstream_st* stream, int32_t* value) noexcept;
 
+// Enough for the call on any device, whichever kernel would serve it there; no device is asked. For
+// a caller that must know before there is one. Errors: of the sizes, as above.
+Status CudaForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                 size_t* bytes) noexcept;
+Status CudaBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                  size_t* bytes) noexcept;
+
 }  // namespace masked_lstm

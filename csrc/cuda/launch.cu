@@ -1,7 +1,9 @@
 // The calls of cuda_lstm.h: run.cuh over CUDA's runtime.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <atomic>
+#include <climits>
 
 #include "cuda/cuda_lstm.h"
 #include "cuda/hopper/hopper_lstm.h"
@@ -225,6 +227,46 @@ Status ReadCudaFlag(const int32_t* flag, CUstream_st* stream, int32_t* value) no
   MASKED_LSTM_RETURN_IF_ERROR(
       CudaError(cudaMemcpyAsync(value, flag, sizeof(*value), cudaMemcpyDeviceToHost, stream)));
   return CudaError(cudaStreamSynchronize(stream));
+}
+
+#if !defined(MASKED_LSTM_HOPPER)
+Status HopperForwardWorkspaceBound(const LstmForward&, int64_t, size_t* bytes) noexcept {
+  *bytes = 0;
+  return OkStatus();
+}
+Status HopperBackwardWorkspaceBound(const LstmBackward&, int64_t, size_t* bytes) noexcept {
+  *bytes = 0;
+  return OkStatus();
+}
+#endif
+
+namespace {
+
+// The kernels of run.cuh: of the device only the number of groups makes a difference, and a device
+// that runs any number of blocks at once has the most.
+template <typename Call>
+Status WorkspaceBound(const Call& call, int64_t max_steps,
+                      Status (*hopper_bound)(const Call&, int64_t, size_t*), size_t* bytes) {
+  MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  size_t hopper = 0;
+  MASKED_LSTM_RETURN_IF_ERROR(hopper_bound(call, max_steps, &hopper));
+  return WithStored(call.problem.dtype, [&](auto stored) {
+    const cuda::DeviceLimits limits = {max_steps, INT_MAX, INT_MAX, nullptr};
+    *bytes = std::max<size_t>(hopper, WorkspaceBytes<decltype(stored)>(call, limits));
+    return OkStatus();
+  });
+}
+
+}  // namespace
+
+Status CudaForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                 size_t* bytes) noexcept {
+  return WorkspaceBound<LstmForward>(call, max_steps, HopperForwardWorkspaceBound, bytes);
+}
+
+Status CudaBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                  size_t* bytes) noexcept {
+  return WorkspaceBound<LstmBackward>(call, max_steps, HopperBackwardWorkspaceBound, bytes);
 }
 
 }  // namespace masked_lstm

@@ -1,7 +1,4 @@
 // What a compiled program calls on the CPU: XLA's buffers and threads handed to the core.
-//
-// The only header of XLA here is that of its C interface for such calls. A handler for another
-// platform registers itself under the same targets; the kernels need not know.
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -10,36 +7,14 @@
 #include <utility>
 
 #include "cpu/isa.h"
-#include "host/arguments.h"
 #include "host/environment.h"
 #include "host/huge_pages.h"
 #include "host/kernel_calls.h"
 #include "host/parallel_region.h"
-#include "lstm.h"
-#include "tensorflow/xla_call.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace xla::ffi {
-const XLA_FFI_Api* GetXlaFfiApi();  // TensorFlow's; its own header would bring all of XLA
-}
+#include "tensorflow/xla_buffers.h"
 
 namespace masked_lstm {
 namespace {
-
-namespace ffi = xla::ffi;
-
-ffi::Error ToFfi(const Status& status) {
-  if (status.ok()) return ffi::Error::Success();
-  return ffi::Error(status.code == StatusCode::kUnsupported ? ffi::ErrorCode::kUnimplemented
-                                                            : ffi::ErrorCode::kInvalidArgument,
-                    status.message);
-}
-
-#define RETURN_IF_FFI_ERROR(expression)    \
-  do {                                     \
-    const ffi::Error error = (expression); \
-    if (!error.success()) return error;    \
-  } while (false)
 
 // Memory of one compiled call, kept for its next run: fresh pages cost more than a small call. Runs
 // at the same time have one block each; the larger one is kept.
@@ -95,99 +70,20 @@ Threads ThreadsOf(ffi::ThreadPool* pool) {
   return threads;
 }
 
-ArgumentShape ShapeOf(const ffi::AnyBuffer& buffer) {
-  ArgumentShape shape;
-  shape.rank = static_cast<int>(buffer.dimensions().size());
-  for (int i = 0; i < shape.rank && i < 3; ++i) shape.dims[i] = buffer.dimensions()[i];
-  return shape;
-}
-
-void* Data(const ffi::AnyBuffer& buffer) { return buffer.untyped_data(); }
-
-void* FreshData(const ffi::AnyBuffer& buffer) {
-  AdviseHugePages(buffer.untyped_data(), buffer.size_bytes());
-  return buffer.untyped_data();
-}
-
-DType DTypeOf(const ffi::AnyBuffer& buffer) {
-  switch (buffer.element_type()) {
-    case ffi::DataType::F64:
-      return DType::kFloat64;
-    case ffi::DataType::F16:
-      return DType::kFloat16;
-    case ffi::DataType::BF16:
-      return DType::kBFloat16;
-    default:
-      return DType::kFloat32;
-  }
-}
-
-// The buffers of a call. Their number was set by xla_kernels.cc, and XLA has compared it.
-struct Buffers {
-  ffi::RemainingArgs arguments;
-  ffi::RemainingRets results;
-
-  ffi::AnyBuffer Argument(int index) const { return arguments.get<ffi::AnyBuffer>(index).value(); }
-  ffi::AnyBuffer Result(int index) const { return *results.get<ffi::AnyBuffer>(index).value(); }
-};
-
-struct Attributes {
-  int32_t flags, activation, recurrent_activation;
-};
-
-// Fills in *p, and N in *steps, from the inputs that both passes begin with.
-Status ReadProblem(const Buffers& buffers, const Attributes& attributes, LstmProblem* p,
-                   int64_t* steps) {
-  ArgumentShapes shapes;
-  ArgumentShape* const in_order[] = {&shapes.x,    &shapes.kernel, &shapes.recurrent_kernel,
-                                     &shapes.bias, &shapes.h0,     &shapes.c0};
-  for (int i = kX; i <= kC0; ++i) *in_order[i] = ShapeOf(buffers.Argument(i));
-  const ffi::AnyBuffer mask = buffers.Argument(kMask);
-  if (mask.element_type() == ffi::DataType::PRED) {
-    shapes.mask = ShapeOf(mask);
-    p->mask = static_cast<const uint8_t*>(Data(mask));
-  } else if (mask.element_type() == ffi::DataType::S64) {
-    shapes.row_splits = ShapeOf(mask);
-    p->row_splits = static_cast<const int64_t*>(Data(mask));
-  } else if (mask.dimensions().size() > 0) {
-    shapes.sequence_lengths = ShapeOf(mask);
-    p->sequence_lengths = static_cast<const int32_t*>(Data(mask));
-  }
-  const struct {
-    int input;
-    ArgumentShape* shape;
-    const void** data;
-  } factors[] = {{kInputFactors, &shapes.input_factors, &p->input_factors},
-                 {kRecurrentFactors, &shapes.recurrent_factors, &p->recurrent_factors}};
-  for (const auto& factor : factors) {
-    const ffi::AnyBuffer buffer = buffers.Argument(factor.input);
-    if (buffer.dimensions().size() == 1) continue;  // (0,): none are given
-    *factor.shape = ShapeOf(buffer);
-    *factor.data = Data(buffer);
-  }
-  MASKED_LSTM_RETURN_IF_ERROR(CheckArguments(shapes, p));
+// Reads *p, and N into *steps.
+Status ReadCpuProblem(const Buffers& buffers, const Attributes& attributes, LstmProblem* p,
+                      int64_t* steps) {
+  MASKED_LSTM_RETURN_IF_ERROR(ReadProblem(buffers, attributes, /*on_host=*/true, p));
   MASKED_LSTM_RETURN_IF_ERROR(IsaFromEnvironment(&p->isa));
-  p->dtype = DTypeOf(buffers.Argument(kX));
-  p->go_backwards = (attributes.flags & kGoBackwards) != 0;
-  p->zero_output_for_mask = (attributes.flags & kZeroOutputForMask) != 0;
-  p->return_sequences = (attributes.flags & kReturnSequences) != 0;
-  p->activation = static_cast<Activation>(attributes.activation);
-  p->recurrent_activation = static_cast<Activation>(attributes.recurrent_activation);
-  p->x = Data(buffers.Argument(kX));
-  p->kernel = Data(buffers.Argument(kKernel));
-  p->recurrent_kernel = Data(buffers.Argument(kRecurrentKernel));
-  p->bias = Data(buffers.Argument(kBias));
-  p->h0 = Data(buffers.Argument(kH0));
-  p->c0 = Data(buffers.Argument(kC0));
   return CountValidSteps(*p, steps);
 }
 
-Status CheckReserve(const LstmProblem& p, int64_t steps, size_t bytes) {
-  const size_t need = static_cast<size_t>(steps * 5 * p.units * ComputeBytes(p.dtype));
-  if (bytes >= need) return OkStatus();
-  return Error(StatusCode::kInvalidArgument,
-               "reserve: expected %zu bytes as MaskedLstm gave for the same inputs, got %zu", need,
-               bytes);
+// Before they are written for the first time.
+void AdviseResults(const Buffers& buffers) {
+  for (size_t i = 0; i < buffers.results.size(); ++i) {
+    const ffi::AnyBuffer result = buffers.Result(static_cast<int>(i));
+    AdviseHugePages(result.untyped_data(), result.size_bytes());
+  }
 }
 
 // Runs `call`, of either pass, with its workspace.
@@ -213,15 +109,9 @@ ffi::Error Forward(SpareMemory* spare, ffi::ThreadPool pool, int32_t flags, int3
   LstmProblem& p = call.problem;
   int64_t steps = 0;
   RETURN_IF_FFI_ERROR(
-      ToFfi(ReadProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
-  call.outputs = FreshData(buffers.Result(0));
-  call.h = Data(buffers.Result(1));
-  call.c = Data(buffers.Result(2));
-  const ffi::AnyBuffer reserve = buffers.Result(3);
-  if (reserve.size_bytes() > 0) {
-    RETURN_IF_FFI_ERROR(ToFfi(CheckReserve(p, steps, reserve.size_bytes())));
-    call.reserve = FreshData(reserve);
-  }
+      ToFfi(ReadCpuProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
+  RETURN_IF_FFI_ERROR(ToFfi(ReadForward(buffers, steps, &call)));
+  AdviseResults(buffers);
   const Threads threads = ThreadsOf(&pool);
   RETURN_IF_FFI_ERROR(ToFfi(LstmForwardWorkspaceBytes(p, threads.workers, &call.workspace_bytes)));
   RETURN_IF_FFI_ERROR(RunWithWorkspace<LstmForward>(&call, RunLstmForward, threads, spare));
@@ -237,28 +127,9 @@ ffi::Error Backward(SpareMemory* spare, ffi::ThreadPool pool, int32_t flags, int
   LstmProblem& p = call.problem;
   int64_t steps = 0;
   RETURN_IF_FFI_ERROR(
-      ToFfi(ReadProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
-  const int64_t padded_steps =
-      p.row_splits != nullptr ? buffers.Argument(kX).dimensions()[0] : p.batch * p.timesteps;
-  RETURN_IF_FFI_ERROR(
-      ToFfi(CheckResultGradients(p, padded_steps, ShapeOf(buffers.Argument(kDOutputs)),
-                                 ShapeOf(buffers.Argument(kDH)), ShapeOf(buffers.Argument(kDC)))));
-  const ffi::AnyBuffer reserve = buffers.Argument(kReserve);
-  if (reserve.size_bytes() > 0) {
-    RETURN_IF_FFI_ERROR(ToFfi(CheckReserve(p, steps, reserve.size_bytes())));
-    call.reserve = Data(reserve);
-  }
-  call.d_outputs = Data(buffers.Argument(kDOutputs));
-  call.d_h = Data(buffers.Argument(kDH));
-  call.d_c = Data(buffers.Argument(kDC));
-  void** const gradients[kGradients] = {&call.dx,     &call.d_kernel, &call.d_recurrent_kernel,
-                                        &call.d_bias, &call.dh0,      &call.dc0};
-  for (int i = 0; i < kGradients; ++i) {
-    if ((skip >> i & 1) == 0) *gradients[i] = FreshData(buffers.Result(i));
-  }
-  const ffi::AnyBuffer scratch = buffers.Result(kGradients);
-  RETURN_IF_FFI_ERROR(ToFfi(CheckReserve(p, steps, scratch.size_bytes())));
-  call.scratch = FreshData(scratch);
+      ToFfi(ReadCpuProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
+  RETURN_IF_FFI_ERROR(ToFfi(ReadBackward(buffers, skip, steps, &call)));
+  AdviseResults(buffers);
   const Threads threads = ThreadsOf(&pool);
   RETURN_IF_FFI_ERROR(ToFfi(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers,
                                                        &call.workspace_bytes)));
@@ -288,35 +159,17 @@ XLA_FFI_DEFINE_HANDLER(BackwardHandler, Backward,
                            .RemainingArgs()
                            .RemainingRets());
 
-// Registers both handlers; what went wrong, else empty. XLA's own macro would swallow it.
-std::string RegisterHandlers() {
-  const XLA_FFI_Api* api = ffi::GetXlaFfiApi();
-  const auto message = [api](XLA_FFI_Error* error) {
-    std::string text = ffi::internal::GetErrorMessage(api, error);
-    ffi::internal::DestroyError(api, error);
-    return text;
-  };
+// What went wrong, else empty.
+std::string Register() {
   static const ffi::TypeInfo type = ffi::MakeTypeInfo<SpareMemory>();
-  if (XLA_FFI_Error* error =
-          ffi::Ffi::RegisterTypeId(api, "masked_lstm.SpareMemory", &SpareMemory::id, &type)) {
-    return message(error);
-  }
-  const struct {
-    const char* target;
-    XLA_FFI_Handler* execute;
-  } handlers[] = {{kXlaForward, ForwardHandler}, {kXlaBackward, BackwardHandler}};
-  for (const auto& handler : handlers) {
-    const XLA_FFI_Handler_Bundle bundle{InstantiateHandler, nullptr, nullptr, handler.execute};
-    if (XLA_FFI_Error* error =
-            ffi::Ffi::RegisterStaticHandler(api, handler.target, "Host", bundle)) {
-      return message(error);
-    }
-  }
-  return "";
+  const std::string error = Words(ffi::Ffi::RegisterTypeId(
+      ffi::GetXlaFfiApi(), "masked_lstm.SpareMemory", &SpareMemory::id, &type));
+  if (!error.empty()) return error;
+  return RegisterHandlers("Host", InstantiateHandler, ForwardHandler, BackwardHandler);
 }
 
 const std::string& RegistrationError() {
-  static const std::string error = RegisterHandlers();
+  static const std::string error = Register();
   return error;
 }
 

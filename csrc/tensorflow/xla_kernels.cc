@@ -61,9 +61,13 @@ struct Call {
   std::vector<xla::Shape> shapes;
   LstmProblem problem;
   xla::PrimitiveType type;
-  int64_t reserve_bytes = 0;              // enough for any mask
+  int64_t max_steps = 0;                  // enough for any mask
+  int64_t reserve_bytes = 0;              // likewise
   std::optional<XlaOp> batch, timesteps;  // int32, where only a run shows them
 
+  bool Given(int factors) const {
+    return shapes[factors].dimensions() != absl::Span<const int64_t>({0});
+  }
   bool ragged() const { return shapes[kMask].element_type() == xla::S64; }
 
   std::vector<int64_t> Sequences(int64_t width) const {
@@ -81,6 +85,7 @@ class LstmXlaBase : public XlaOpKernel {
  public:
   explicit LstmXlaBase(OpKernelConstruction* construction) : XlaOpKernel(construction) {
     OP_REQUIRES_OK(construction, attributes_.Read(construction));
+    on_cuda_ = XlaCallsCuda(construction->device_type().type_string());
   }
 
  protected:
@@ -97,9 +102,26 @@ class LstmXlaBase : public XlaOpKernel {
     return absl::OkStatus();
   }
 
+  // Adds what the CUDA handlers want. core_call: LstmForward or LstmBackward without its problem.
+  template <typename CoreCall>
+  absl::Status AddWorkspace(const Call& call, CoreCall core_call, std::vector<xla::Shape>* results,
+                            std::string* attributes) const {
+    if (!on_cuda_) return absl::OkStatus();
+    LstmProblem& p = core_call.problem = call.problem;
+    const int64_t unread = 0;
+    if (call.ragged()) p.row_splits = &unread;
+    if (call.Given(kInputFactors)) p.input_factors = &unread;
+    if (call.Given(kRecurrentFactors)) p.recurrent_factors = &unread;
+    size_t bytes = 0;
+    TF_RETURN_IF_ERROR(ToAbsl(XlaCudaWorkspace(call.max_steps, &core_call, &bytes)));
+    results->push_back(Dense(xla::U8, {static_cast<int64_t>(bytes)}));
+    absl::StrAppend(attributes, ", cuda_choice = ", static_cast<int>(p.cuda_choice), " : i32");
+    return absl::OkStatus();
+  }
+
   // The call itself: a tuple of results of these shapes.
   XlaOp Emit(XlaOpKernelContext* context, const char* target, const Call& call,
-             const std::vector<xla::Shape>& results, const std::string& more_attributes = "",
+             const std::vector<xla::Shape>& results, const std::string& more_attributes,
              absl::Span<const std::pair<xla::ShapeIndex, std::pair<int64_t, xla::ShapeIndex>>>
                  aliases = {}) const {
     const int flags = (attributes_.go_backwards ? kGoBackwards : 0) |
@@ -178,25 +200,20 @@ class LstmXlaBase : public XlaOpKernel {
     } else if (!in[kMask].dimensions().empty()) {
       shapes.sequence_lengths = ShapeOf(in[kMask]);
     }
-    if (in[kInputFactors].dimensions() != absl::Span<const int64_t>({0})) {
-      shapes.input_factors = ShapeOf(in[kInputFactors]);
-    }
-    if (in[kRecurrentFactors].dimensions() != absl::Span<const int64_t>({0})) {
-      shapes.recurrent_factors = ShapeOf(in[kRecurrentFactors]);
-    }
+    if (call->Given(kInputFactors)) shapes.input_factors = ShapeOf(in[kInputFactors]);
+    if (call->Given(kRecurrentFactors)) shapes.recurrent_factors = ShapeOf(in[kRecurrentFactors]);
     MASKED_LSTM_RETURN_IF_ERROR(CheckArguments(shapes, &p));
     p.row_splits = nullptr;
     p.dtype = DTypeOf(in[kX]);
     attributes_.WriteTo(&p);
-    int64_t steps = 0;
-    MASKED_LSTM_RETURN_IF_ERROR(CountValidSteps(p, &steps));  // no mask: every step
-    if (call->ragged()) steps = in[kX].dimensions(0);
-    call->reserve_bytes = steps * 5 * p.units * ComputeBytes(p.dtype);
+    MASKED_LSTM_RETURN_IF_ERROR(CountValidSteps(p, &call->max_steps));  // no mask: every step
+    if (call->ragged()) call->max_steps = in[kX].dimensions(0);
+    call->reserve_bytes = call->max_steps * 5 * p.units * ComputeBytes(p.dtype);
     return OkStatus();
   }
 
   // Masks rows from *call.batch and steps from *call.timesteps on.
-  static void MaskWhatIsBehindTheSizes(xla::XlaBuilder* builder, Call* call) {
+  void MaskWhatIsBehindTheSizes(xla::XlaBuilder* builder, Call* call) const {
     const int64_t batch = call->problem.batch, timesteps = call->problem.timesteps;
     const auto within = [builder](const std::optional<XlaOp>& size,
                                   const std::vector<int64_t>& dims, int64_t dim) {
@@ -207,10 +224,12 @@ class LstmXlaBase : public XlaOpKernel {
     XlaOp& mask = call->operands[kMask];
     xla::Shape& shape = call->shapes[kMask];
     if (shape.element_type() == xla::S32 && shape.dimensions().size() == 1) {
-      // Lengths. One above the size is made one above the bound, for the handler to refuse.
+      // Lengths. One above the size is made one above the bound, for the handler to refuse; those
+      // of CUDA refuse none, so there it is made the size.
       if (call->timesteps) {
         const XlaOp too_long =
-            xla::ConstantR0<int32_t>(builder, static_cast<int32_t>(timesteps) + 1);
+            on_cuda_ ? *call->timesteps
+                     : xla::ConstantR0<int32_t>(builder, static_cast<int32_t>(timesteps) + 1);
         mask =
             xla::Select(xla::Gt(mask, *call->timesteps), xla::Broadcast(too_long, {batch}), mask);
       }
@@ -234,6 +253,7 @@ class LstmXlaBase : public XlaOpKernel {
   }
 
   LstmAttributes attributes_;
+  bool on_cuda_ = false;  // the handlers are those of CUDA
 };
 
 class LstmXla : public LstmXlaBase {
@@ -245,10 +265,15 @@ class LstmXla : public LstmXlaBase {
   void Compile(XlaOpKernelContext* context) override {
     Call call;
     OP_REQUIRES_OK(context, Read(context, kForwardInputs, &call));
-    const XlaOp results = Emit(context, kXlaForward, call,
-                               {Dense(call.type, call.Outputs()), Dense(call.type, call.State()),
-                                Dense(call.type, call.State()),
-                                Dense(xla::U8, {save_reserve_ ? call.reserve_bytes : int64_t{0}})});
+    std::vector<xla::Shape> shapes = {
+        Dense(call.type, call.Outputs()), Dense(call.type, call.State()),
+        Dense(call.type, call.State()),
+        Dense(xla::U8, {save_reserve_ ? call.reserve_bytes : int64_t{0}})};
+    std::string attributes;
+    LstmForward core_call;
+    if (save_reserve_) core_call.reserve = &core_call;  // not followed
+    OP_REQUIRES_OK(context, AddWorkspace(call, core_call, &shapes, &attributes));
+    const XlaOp results = Emit(context, kXlaForward, call, shapes, attributes);
     for (int i = 0; i < 4; ++i) {
       const XlaOp result = xla::GetTupleElement(results, i);
       const bool sequences = i == 0 && call.problem.return_sequences;
@@ -293,8 +318,12 @@ class LstmGradXla : public LstmXlaBase {
       aliases[0].second.first = kReserve;
     }
     results.push_back(Dense(xla::U8, {reserve_bytes > 0 ? reserve_bytes : call.reserve_bytes}));
-    const XlaOp gradients = Emit(context, kXlaBackward, call, results,
-                                 absl::StrCat(", skip = ", skip, " : i32"), aliases);
+    std::string attributes = absl::StrCat(", skip = ", skip, " : i32");
+    LstmBackward core_call;
+    if (reserve_bytes > 0) core_call.reserve = &core_call;  // not followed
+    core_call.d_outputs = &core_call;
+    OP_REQUIRES_OK(context, AddWorkspace(call, core_call, &results, &attributes));
+    const XlaOp gradients = Emit(context, kXlaBackward, call, results, attributes, aliases);
     for (int i = 0; i < kGradients; ++i) {
       const XlaOp gradient = xla::GetTupleElement(gradients, i);
       const bool of_rows = !skip_[i] && (i == 0 || i >= 4);
@@ -323,6 +352,7 @@ class LstmGradXla : public LstmXlaBase {
   REGISTER_KERNEL_BUILDER(Name("MaskedLstm").Device(DEVICE), LstmXla); \
   REGISTER_KERNEL_BUILDER(Name("MaskedLstmGrad").Device(DEVICE), LstmGradXla)
 REGISTER_XLA("XLA_CPU_JIT");
+REGISTER_XLA("XLA_GPU_JIT");
 #undef REGISTER_XLA
 
 }  // namespace

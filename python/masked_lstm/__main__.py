@@ -26,7 +26,9 @@ def _op_state():
         ops.load()
     except ImportError as error:
         return str(ops.library_path()), str(error), "the op library does not load"
-    return str(ops.library_path()), "loads", ops.no_xla_reason() or "load (CPU)"
+    devices = [name for name in ("CPU", "GPU") if not ops.no_xla_reason(gpu=name == "GPU")]
+    xla = f"load ({', '.join(devices)})" if devices else ops.no_xla_reason()
+    return str(ops.library_path()), "loads", xla
 
 
 def _cuda_state():

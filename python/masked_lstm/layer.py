@@ -95,8 +95,12 @@ def check_fused(layer: keras.layers.LSTM, backend: str) -> None:
 
 def _gpu_in_use() -> bool:
     """Whether TensorFlow may place what is computed here on a GPU (a `tf.device` scope counts)."""
+    from . import ops
+
     if not tf.config.list_logical_devices("GPU"):
         return False
+    if ops.inside_xla():  # which compiles a whole function for one device, and ignores scopes in it
+        return True
     # An eager tensor tells where it was placed, a graph tensor where it was asked to be, if at all.
     return "CPU" not in tf.zeros(()).device.upper()
 
@@ -105,7 +109,7 @@ def _no_xla_reason() -> str | None:
     """Why XLA has no kernel of the fused op for the device in use; None if it has one."""
     from . import ops
 
-    return "XLA compiles it for the CPU only" if _gpu_in_use() else ops.no_xla_reason()
+    return ops.no_xla_reason(gpu=_gpu_in_use())
 
 
 @functools.cache
@@ -214,10 +218,14 @@ class LSTM(keras.layers.LSTM):
         """Keras' own loop, with masks meaning what they do on the fused path."""
         if not _ON_TENSORFLOW:
             return super().inner_loop(sequences, initial_state, mask, training=training)
+        from . import ops
+
         loop = super().inner_loop
-        if self.use_cudnn == "auto" and (mask is not None or self.cell.implementation == 1):
+        unfit = mask is not None or self.cell.implementation == 1 or ops.inside_xla()
+        if self.use_cudnn == "auto" and unfit:
             # cuDNN refuses masks that are not right-padded and writes zeros at masked steps, and
-            # Keras' way to it fails on one dropout mask per gate: take Keras' plain loop.
+            # Keras' way to it fails on one dropout mask per gate; XLA does not know it. Take Keras'
+            # plain loop.
             loop = super(keras.layers.LSTM, self).inner_loop
         last_output, outputs, states = loop(sequences, initial_state, mask, training=training)
         if mask is not None and self.zero_output_for_mask and not self.return_sequences:

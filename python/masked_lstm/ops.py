@@ -1,6 +1,7 @@
 """The TensorFlow ops: loading the library, the functional `lstm`, and its gradient."""
 
 import ctypes
+import os
 import pathlib
 
 import tensorflow as tf
@@ -12,7 +13,7 @@ from masked_lstm import composite
 _LIBRARY = pathlib.Path(__file__).parent / "libmasked_lstm_ops.so"
 _XLA_LIBRARY = _LIBRARY.with_name("libmasked_lstm_xla.so")
 _ops = None
-_no_xla = "the op library is not loaded"
+_no_xla = _no_xla_gpu = "the op library is not loaded"
 
 
 def library_path():
@@ -46,7 +47,12 @@ def load():
         ImportError: it was not built, was built for another minor version of TensorFlow, or
             cannot be loaded.
     """
-    global _ops, _no_xla
+    return _load_once() if _ops is None else _ops
+
+
+@tf.autograph.experimental.do_not_convert  # AutoGraph would assign to a copy of this module
+def _load_once():
+    global _ops, _no_xla, _no_xla_gpu
     if _ops is None:
         _check_build()
         try:
@@ -55,37 +61,50 @@ def load():
             raise ImportError(
                 f"masked_lstm: TensorFlow cannot load {_LIBRARY}: {error.message}"
             ) from error
-        _no_xla = _load_xla()
+        _no_xla, _no_xla_gpu = _load_xla()
     return _ops
 
 
 def _load_xla():
-    """Loads the optional library of XLA kernels; why there are none, or None."""
+    """Loads the optional library of XLA kernels; why there are none for the CPU, and for a GPU."""
     from masked_lstm import _build_info
 
     if _build_info.NO_XLA:
-        return f"not built: {_build_info.NO_XLA}"
+        reason = f"not built: {_build_info.NO_XLA}"
+        return reason, reason
     try:
         tf.load_op_library(str(_XLA_LIBRARY))
     except (tf.errors.OpError, RuntimeError) as error:
-        return f"TensorFlow cannot load {_XLA_LIBRARY}: {error}"
-    read = ctypes.CDLL(str(_XLA_LIBRARY)).masked_lstm_xla_error
-    read.restype = ctypes.c_char_p
-    return read().decode() or None
+        reason = f"TensorFlow cannot load {_XLA_LIBRARY}: {error}"
+        return reason, reason
+    library = ctypes.CDLL(str(_XLA_LIBRARY))
+    reasons = []
+    for read in (library.masked_lstm_xla_error, library.masked_lstm_xla_gpu_error):
+        read.restype = ctypes.c_char_p
+        reasons.append(read().decode() or None)
+    return tuple(reasons)
 
 
-def no_xla_reason():
-    """Why a program that XLA compiles for the CPU cannot call the op; None when it can.
+def no_xla_reason(gpu=False):
+    """Why a program that XLA compiles, for the CPU or a GPU, cannot call the op; None when it can.
 
-    For a GPU there is no XLA kernel yet.
+    Whether a GPU's kernels are to be trusted is another question: see masked_lstm.gpus.
     """
-    return _no_xla
+    return _no_xla_gpu if gpu else _no_xla
 
 
 def inside_xla():
     """Whether what is being traced will be compiled by XLA (`jit_compile=True`)."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
         tf.compat.v1.get_default_graph()
+    )
+
+
+def _may_be_clustered():
+    """Whether XLA may compile parts of the function that is being traced, unasked."""
+    graph = tf.compat.v1.get_default_graph()
+    return graph.building_function and bool(
+        tf.config.optimizer.get_jit() or "tf_xla_auto_jit" in os.environ.get("TF_XLA_FLAGS", "")
     )
 
 
@@ -99,7 +118,7 @@ def kernel_calls():
 
 def xla_kernel_calls():
     """Those of them that programs compiled by XLA made."""
-    return {} if _no_xla else dict(_calls_of(_XLA_LIBRARY))
+    return {} if _no_xla and _no_xla_gpu else dict(_calls_of(_XLA_LIBRARY))
 
 
 def _calls_of(library):
@@ -398,7 +417,7 @@ def _call(
         batch = tf.maximum(_size(mask, 0) - 1, 0) if ragged else _size(inputs, 0)
         h0 = c0 = tf.zeros([batch, units], dtype)
     none = tf.zeros([0], dtype)
-    on_demand = inside_xla() and not recompute
+    on_demand = not recompute and (inside_xla() or _may_be_clustered())
     outputs, h, c, reserve = ops.masked_lstm(
         inputs=inputs,
         kernel=kernel,

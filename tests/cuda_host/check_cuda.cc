@@ -204,35 +204,53 @@ void Expect(const Status& status) {
   if (!status.ok()) Fail(status.message, "", 0);
 }
 
+// What the call needs on this device, which is within what it is said to need on any.
+template <typename Call>
+size_t WorkspaceBytes(const Call& call, int64_t max_steps,
+                      Status (*of_device)(const Call&, int64_t, size_t*),
+                      Status (*of_any)(const Call&, int64_t, size_t*)) {
+  size_t bytes = 0, bound = 0;
+  Expect(of_device(call, max_steps, &bytes));
+  const int calls = cuda_host::runtime.calls;
+  Expect(of_any(call, max_steps, &bound));
+  if (bytes > bound) Fail("more workspace than on any device", "", 0);
+  if (cuda_host::runtime.calls != calls) Fail("the device is asked", "", 0);
+  return bytes;
+}
+size_t WorkspaceBytes(const LstmForward& call, int64_t max_steps) {
+  return WorkspaceBytes<LstmForward>(call, max_steps, CudaForwardWorkspaceBytes,
+                                     CudaForwardWorkspaceBound);
+}
+size_t WorkspaceBytes(const LstmBackward& call, int64_t max_steps) {
+  return WorkspaceBytes<LstmBackward>(call, max_steps, CudaBackwardWorkspaceBytes,
+                                      CudaBackwardWorkspaceBound);
+}
+
 // On simulated device `device`, whose size decides how the work is split.
 template <typename T>
 Results<T> OnExecutor(const Problem<T>& problem, unsigned seed, int device, bool reserve_is_scratch,
                       int32_t* bad_length = nullptr) {
   Workspace workspace;
-  size_t bytes = 0;
   cuda_host::runtime.seed = seed;
   cuda_host::runtime.device = device;
   return Run<T>(
       problem, true, reserve_is_scratch,
       [&](LstmForward& call) {
-        Expect(CudaForwardWorkspaceBytes(call, problem.x_rows, &bytes));
-        workspace.GiveTo(&call, bytes);
+        workspace.GiveTo(&call, WorkspaceBytes(call, problem.x_rows));
         Expect(RunCudaForward(call, problem.x_rows, bad_length, nullptr));
         if (call.reserve == nullptr) return;
         // For inference: the same without saved gates.
         std::vector<T> outputs(problem.d_outputs.size());
         LstmForward inference = call;
         inference.outputs = outputs.data(), inference.reserve = nullptr;
-        Expect(CudaForwardWorkspaceBytes(inference, problem.x_rows, &bytes));
-        workspace.GiveTo(&inference, bytes);
+        workspace.GiveTo(&inference, WorkspaceBytes(inference, problem.x_rows));
         Expect(RunCudaForward(inference, problem.x_rows, bad_length, nullptr));
         if (std::memcmp(outputs.data(), call.outputs, outputs.size() * sizeof(T)) != 0) {
           Fail("saving the gates changes the outputs", DTypeName(problem.p.dtype), 0);
         }
       },
       [&](LstmBackward& call) {
-        Expect(CudaBackwardWorkspaceBytes(call, problem.x_rows, &bytes));
-        workspace.GiveTo(&call, bytes);
+        workspace.GiveTo(&call, WorkspaceBytes(call, problem.x_rows));
         Expect(RunCudaBackward(call, problem.x_rows, bad_length, nullptr));
       });
 }

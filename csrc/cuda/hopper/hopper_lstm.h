@@ -24,4 +24,10 @@ Status RunHopperForward(const LstmForward& call, int64_t max_steps, int32_t* bad
 Status RunHopperBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                          CUstream_st* stream) noexcept;
 
+// Enough for the call on any device, which is not asked; 0 where none takes it.
+Status HopperForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                   size_t* bytes) noexcept;
+Status HopperBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                    size_t* bytes) noexcept;
+
 }  // namespace masked_lstm

@@ -141,4 +141,30 @@ Status RunHopperBackward(const LstmBackward& call, int64_t max_steps, int32_t* b
   return Run(call, max_steps, bad_length, stream);
 }
 
+namespace {
+
+// The plan, and with it the layout, follows from the problem alone.
+template <typename Call>
+Status WorkspaceBound(const Call& call, int64_t max_steps, size_t* bytes) {
+  const LstmProblem& p = call.problem;
+  *bytes = 0;
+  if (p.cuda_choice == CudaChoice::kGroups ||
+      !cuda::hopper::HopperTakes(p, max_steps, p.cuda_choice != CudaChoice::kHopper) ||
+      PlanOf(p).variant == cuda::hopper::Variant::kNone) {
+    return OkStatus();
+  }
+  return WorkspaceBytes(call, max_steps, bytes);
+}
+
+}  // namespace
+
+Status HopperForwardWorkspaceBound(const LstmForward& call, int64_t max_steps,
+                                   size_t* bytes) noexcept {
+  return WorkspaceBound(call, max_steps, bytes);
+}
+Status HopperBackwardWorkspaceBound(const LstmBackward& call, int64_t max_steps,
+                                    size_t* bytes) noexcept {
+  return WorkspaceBound(call, max_steps, bytes);
+}
+
 }  // namespace masked_lstm
