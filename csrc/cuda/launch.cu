@@ -149,6 +149,18 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
   });
 }
 
+// Where the Hopper kernels take both calls their recurrences are one launch, else two.
+template <typename Call, typename Both, typename One>
+Status RunPair(const Call (&calls)[2], int64_t max_steps, Both both, One one, int32_t* bad_length,
+               CUstream_st* stream) {
+  for (const Call& call : calls) MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  if (HopperServes(calls[0].problem, max_steps) && HopperServes(calls[1].problem, max_steps)) {
+    return both(calls, 2, max_steps, bad_length, stream);
+  }
+  MASKED_LSTM_RETURN_IF_ERROR(one(calls[0], max_steps, bad_length, stream));
+  return one(calls[1], max_steps, bad_length, stream);
+}
+
 }  // namespace
 
 #if !defined(MASKED_LSTM_HOPPER)  // not compiled for 90a: nothing is handed over
@@ -159,10 +171,10 @@ Status HopperForwardWorkspaceBytes(const LstmForward&, int64_t, size_t*) noexcep
 Status HopperBackwardWorkspaceBytes(const LstmBackward&, int64_t, size_t*) noexcept {
   return OkStatus();
 }
-Status RunHopperForward(const LstmForward&, int64_t, int32_t*, CUstream_st*) noexcept {
+Status RunHopperForward(const LstmForward*, int, int64_t, int32_t*, CUstream_st*) noexcept {
   return OkStatus();
 }
-Status RunHopperBackward(const LstmBackward&, int64_t, int32_t*, CUstream_st*) noexcept {
+Status RunHopperBackward(const LstmBackward*, int, int64_t, int32_t*, CUstream_st*) noexcept {
   return OkStatus();
 }
 #endif
@@ -196,7 +208,7 @@ Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_l
                       CUstream_st* stream) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
   if (HopperServes(call.problem, max_steps)) {
-    return RunHopperForward(call, max_steps, bad_length, stream);
+    return RunHopperForward(&call, 1, max_steps, bad_length, stream);
   }
   return Run(call, max_steps, bad_length, stream);
 }
@@ -205,9 +217,19 @@ Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad
                        CUstream_st* stream) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
   if (HopperServes(call.problem, max_steps)) {
-    return RunHopperBackward(call, max_steps, bad_length, stream);
+    return RunHopperBackward(&call, 1, max_steps, bad_length, stream);
   }
   return Run(call, max_steps, bad_length, stream);
+}
+
+Status RunCudaForwardPair(const LstmForward (&calls)[2], int64_t max_steps, int32_t* bad_length,
+                          CUstream_st* stream) noexcept {
+  return RunPair(calls, max_steps, RunHopperForward, RunCudaForward, bad_length, stream);
+}
+
+Status RunCudaBackwardPair(const LstmBackward (&calls)[2], int64_t max_steps, int32_t* bad_length,
+                           CUstream_st* stream) noexcept {
+  return RunPair(calls, max_steps, RunHopperBackward, RunCudaBackward, bad_length, stream);
 }
 
 Status ClearCudaFlag(int32_t* flag, CUstream_st* stream) noexcept {

@@ -8,7 +8,7 @@
 namespace masked_lstm {
 namespace {
 
-// Launches of clusters too.
+// Launches of clusters too, and cooperative ones of much shared memory.
 class HopperLauncher : public StreamLauncher {
  public:
   using StreamLauncher::StreamLauncher;
@@ -33,6 +33,27 @@ class HopperLauncher : public StreamLauncher {
     int clusters = 0;
     if (error_ == cudaSuccess) error_ = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
     return error_ == cudaSuccess ? clusters : 0;
+  }
+
+  template <typename Kernel>
+  int ResidentBlocks(Kernel kernel, int threads, int64_t shared_bytes) {
+    Prepare(kernel, 1, shared_bytes);
+    int device = 0, processors = 0, per_processor = 0;
+    if (error_ == cudaSuccess) error_ = cudaGetDevice(&device);
+    if (error_ == cudaSuccess) {
+      error_ = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    }
+    if (error_ == cudaSuccess) {
+      error_ = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads,
+                                                             static_cast<size_t>(shared_bytes));
+    }
+    return error_ == cudaSuccess ? processors * per_processor : 0;
+  }
+  template <typename... Parameters, typename... Arguments>
+  void Cooperative(void (*kernel)(Parameters...), int blocks, int threads, size_t shared_bytes,
+                   Arguments... arguments) {
+    Prepare(kernel, 1, static_cast<int64_t>(shared_bytes));
+    (*this)(kernel, blocks, 1, threads, shared_bytes, true, arguments...);
   }
 
   // `fits`: what the call said.
@@ -70,8 +91,14 @@ class HopperLauncher : public StreamLauncher {
   }
 };
 
+// kNone where there is no current device.
 cuda::hopper::Plan PlanOf(const LstmProblem& p) {
-  return cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
+  int device = 0, processors = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    return {};
+  }
+  return cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
 }
 
 // f(Stored()) for the dtype.
@@ -96,15 +123,22 @@ Status WorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
 }
 
 template <typename Call>
-Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st* stream) {
-  size_t need = 0;
-  MASKED_LSTM_RETURN_IF_ERROR(WorkspaceBytes(call, max_steps, &need));
-  MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes, need));
-  return WithOperand(call.problem.dtype, [&](auto stored) {
+Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
+           CUstream_st* stream) {
+  if (count == 2 && !cuda::hopper::SameShape(calls[0], calls[1])) {
+    MASKED_LSTM_RETURN_IF_ERROR(Run(calls, 1, max_steps, bad_length, stream));
+    return Run(calls + 1, 1, max_steps, bad_length, stream);
+  }
+  for (int i = 0; i < count; ++i) {
+    size_t need = 0;
+    MASKED_LSTM_RETURN_IF_ERROR(WorkspaceBytes(calls[i], max_steps, &need));
+    MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(calls[i].workspace, calls[i].workspace_bytes, need));
+  }
+  return WithOperand(calls->problem.dtype, [&](auto stored) {
     HopperLauncher launch(stream);
-    const bool fits =
-        cuda::hopper::RunHopper<decltype(stored)>(call, max_steps, bad_length, PlanOf(call.problem),
-                                                  cuda::hopper::kHopper.shared_bytes, launch);
+    const bool fits = cuda::hopper::RunHopper<decltype(stored)>(
+        calls, count, max_steps, bad_length, PlanOf(calls->problem),
+        cuda::hopper::HopperSizes(0).shared_bytes, launch);
     return launch.status(fits);
   });
 }
@@ -132,13 +166,13 @@ Status HopperBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
                                     size_t* bytes) noexcept {
   return WorkspaceBytes(call, max_steps, bytes);
 }
-Status RunHopperForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
+Status RunHopperForward(const LstmForward* calls, int count, int64_t max_steps, int32_t* bad_length,
                         CUstream_st* stream) noexcept {
-  return Run(call, max_steps, bad_length, stream);
+  return Run(calls, count, max_steps, bad_length, stream);
 }
-Status RunHopperBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
-                         CUstream_st* stream) noexcept {
-  return Run(call, max_steps, bad_length, stream);
+Status RunHopperBackward(const LstmBackward* calls, int count, int64_t max_steps,
+                         int32_t* bad_length, CUstream_st* stream) noexcept {
+  return Run(calls, count, max_steps, bad_length, stream);
 }
 
 }  // namespace masked_lstm
