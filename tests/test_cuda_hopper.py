@@ -42,10 +42,16 @@ def test_on_the_host_executor(check):
 
 
 def test_the_executor_notices_what_is_left_out(check):
-    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes."""
-    assert subprocess.run([check, "nothing"], capture_output=True).returncode == 0
-    for broken in ("wait", "block", "cluster", "bytes"):
-        assert subprocess.run([check, broken], capture_output=True).returncode != 0, broken
+    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes; the
+    order of rows and flag in global memory."""
+    faults = {
+        "clusters": ("wait", "block", "cluster", "bytes"),
+        "grid": ("wait", "block", "release"),
+    }
+    for kind, broken in faults.items():
+        for name in ("nothing", *broken):
+            run = subprocess.run([check, kind, name], capture_output=True)
+            assert (run.returncode == 0) == (name == "nothing"), (kind, name)
 
 
 def test_nvcc_spills_nothing_for_hopper(tmp_path):
@@ -70,6 +76,7 @@ def test_nvcc_spills_nothing_for_hopper(tmp_path):
         run.stderr,
     )
     assert (
-        len([name for name, *_ in report if re.search(r"Cluster(For|Back)wardKernel", name)]) >= 15
+        len([name for name, *_ in report if re.search(r"(Cluster|Grid)(For|Back)wardKernel", name)])
+        >= 21
     )
     assert not [name for name, *spilled in report if any(map(int, spilled))]

@@ -149,12 +149,16 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
   });
 }
 
+bool OnHopper(const LstmProblem& p, int64_t max_steps) {
+  return HopperKernel(p, max_steps) != CudaKernel::kGroups;
+}
+
 // Where the Hopper kernels take both calls their recurrences are one launch, else two.
 template <typename Call, typename Both, typename One>
 Status RunPair(const Call (&calls)[2], int64_t max_steps, Both both, One one, int32_t* bad_length,
                CUstream_st* stream) {
   for (const Call& call : calls) MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(calls[0].problem, max_steps) && HopperServes(calls[1].problem, max_steps)) {
+  if (OnHopper(calls[0].problem, max_steps) && OnHopper(calls[1].problem, max_steps)) {
     return both(calls, 2, max_steps, bad_length, stream);
   }
   MASKED_LSTM_RETURN_IF_ERROR(one(calls[0], max_steps, bad_length, stream));
@@ -164,7 +168,7 @@ Status RunPair(const Call (&calls)[2], int64_t max_steps, Both both, One one, in
 }  // namespace
 
 #if !defined(MASKED_LSTM_HOPPER)  // not compiled for 90a: nothing is handed over
-bool HopperServes(const LstmProblem&, int64_t) noexcept { return false; }
+CudaKernel HopperKernel(const LstmProblem&, int64_t) noexcept { return CudaKernel::kGroups; }
 Status HopperForwardWorkspaceBytes(const LstmForward&, int64_t, size_t*) noexcept {
   return OkStatus();
 }
@@ -180,16 +184,16 @@ Status RunHopperBackward(const LstmBackward*, int, int64_t, int32_t*, CUstream_s
 #endif
 
 CudaKernel ForwardCudaKernel(const LstmForward& call) noexcept {
-  return HopperServes(call.problem, 1) ? CudaKernel::kClusters : CudaKernel::kGroups;
+  return HopperKernel(call.problem, 1);
 }
 CudaKernel BackwardCudaKernel(const LstmBackward& call) noexcept {
-  return HopperServes(call.problem, 1) ? CudaKernel::kClusters : CudaKernel::kGroups;
+  return HopperKernel(call.problem, 1);
 }
 
 Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
                                  size_t* bytes) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
+  if (OnHopper(call.problem, max_steps)) {
     return HopperForwardWorkspaceBytes(call, max_steps, bytes);
   }
   return CallWorkspaceBytes(call, max_steps, bytes);
@@ -198,7 +202,7 @@ Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
 Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
                                   size_t* bytes) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
+  if (OnHopper(call.problem, max_steps)) {
     return HopperBackwardWorkspaceBytes(call, max_steps, bytes);
   }
   return CallWorkspaceBytes(call, max_steps, bytes);
@@ -207,7 +211,7 @@ Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
 Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
                       CUstream_st* stream) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
+  if (OnHopper(call.problem, max_steps)) {
     return RunHopperForward(&call, 1, max_steps, bad_length, stream);
   }
   return Run(call, max_steps, bad_length, stream);
@@ -216,7 +220,7 @@ Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_l
 Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                        CUstream_st* stream) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
+  if (OnHopper(call.problem, max_steps)) {
     return RunHopperBackward(&call, 1, max_steps, bad_length, stream);
   }
   return Run(call, max_steps, bad_length, stream);

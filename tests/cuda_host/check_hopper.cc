@@ -38,8 +38,8 @@ constexpr int kGroupBlocks = 3;
 // The launches of run_hopper.cuh.
 struct Launcher {
   unsigned seed;
-  int clusters;  // or groups of kGroupBlocks blocks that run at once
-  int recurrences = 0;
+  int clusters;         // or groups of kGroupBlocks blocks that run at once
+  int recurrences = 0;  // launches of them
 
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int blocks, int blocks_y, int threads,
@@ -50,7 +50,6 @@ struct Launcher {
   void Clear(void* memory, size_t bytes) { std::memset(memory, 0, bytes); }
   template <typename Kernel>
   int ResidentClusters(Kernel, int, int, int64_t) {
-    ++recurrences;
     return clusters;
   }
   template <typename Kernel>
@@ -60,12 +59,14 @@ struct Launcher {
   template <typename... Parameters, typename... Arguments>
   void Cooperative(void (*kernel)(Parameters...), int blocks, int threads, size_t shared_bytes,
                    Arguments... arguments) {
+    ++recurrences;
     cuda_host::LaunchClusters(1, blocks, threads, shared_bytes, ++seed,
                               [&] { kernel(arguments...); });
   }
   template <typename... Parameters, typename... Arguments>
   void Clusters(void (*kernel)(Parameters...), int count, int cluster, int threads,
                 size_t shared_bytes, Arguments... arguments) {
+    recurrences += cluster > 1;
     cuda_host::LaunchClusters(count, cluster, threads, shared_bytes, ++seed,
                               [&] { kernel(arguments...); });
   }
@@ -209,7 +210,7 @@ void Check(const CaseShape& shape, Mask mask, int options, const How& how) {
 // The directions of a bidirectional layer, in one launch and by themselves; and the gates computed
 // again, of both.
 template <typename T, typename How>
-void CheckPair(const CaseShape& shape, const How& how) {
+void CheckPair(const CaseShape& shape, const How& how, int launches) {
   const Case<T> cases[] = {Case<T>(shape, Mask::kHoles, 0),
                            Case<T>(shape, Mask::kHoles, kBackwards + kLastOnly)};
   CaseResults<T> together[] = {CaseResults<T>(cases[0], cases[0].x_rows),
@@ -225,6 +226,8 @@ void CheckPair(const CaseShape& shape, const How& how) {
     }
     Run(forward, 2, cases[0], how, launch);
     Run(backward, 2, cases[0], how, launch);
+    if (launch.recurrences != launches * (saved ? 2 : 3))
+      Fail("another number of launches", cases[0].p);
     for (int i = 0; i < 2; ++i) {
       const CaseResults<T> alone = OnExecutor(cases[i], how, 5, 2);
       const auto a = together[i].All(), b = alone.All();
@@ -232,6 +235,37 @@ void CheckPair(const CaseShape& shape, const How& how) {
         if (!SameBits(*a[k], *b[k]))
           Fail("a call differs where another shares the launch", cases[i].p);
       }
+    }
+  }
+}
+
+// The reserve is one format: the backward pass of these kernels after the forward pass of those of
+// run.cuh, and the other way round.
+template <typename T, typename How>
+void CheckCrossed(const CaseShape& shape, Mask mask, const How& how) {
+  const Case<T> one(shape, mask, kBackwards);
+  const CaseResults<T> expected = OnCpu(one);
+  const cuda::DeviceLimits limits = {one.x_rows, 4, 3, nullptr};
+  for (bool hopper_first : {false, true}) {
+    CaseResults<T> r(one, one.x_rows);
+    Launcher launch{hopper_first ? 31u : 32u, 2};
+    std::vector<char> workspace;
+    LstmForward forward = r.Forward(one, true);
+    LstmBackward backward = r.Backward(one, nullptr);
+    if (hopper_first) {
+      Run(forward, one, how, launch);
+      workspace.assign(cuda::BackwardWorkspaceBytes<T>(backward, limits), -1);
+      backward.workspace = workspace.data();
+      cuda::RunBackward<T>(backward, limits, launch);
+    } else {
+      workspace.assign(cuda::ForwardWorkspaceBytes<T>(forward, limits), -1);
+      forward.workspace = workspace.data();
+      cuda::RunForward<T>(forward, limits, launch);
+      Run(backward, one, how, launch);
+    }
+    const auto a = r.All(), right = expected.All();
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (!(Difference(*a[i], *right[i]) <= kLimit<T>)) Fail("a crossed reserve differs", one.p);
     }
   }
 }
@@ -285,8 +319,10 @@ void CheckEverything() {
     Check<BFloat16>({9, 4, 3, 41}, Mask::kRagged, options, Grid{kThree});
   }
   Check<BFloat16>({9, 3, 3, 47}, Mask::kHoles, 0, WideGrid{kThree});
-  CheckPair<BFloat16>({19, 4, 3, 17}, Pair{kPair});
-  CheckPair<BFloat16>({19, 3, 3, 41}, Grid{kThree});
+  CheckCrossed<BFloat16>({19, 4, 3, 17}, Mask::kHoles, Pair{kPair});
+  CheckCrossed<float>({11, 3, 3, 41}, Mask::kRagged, Grid{kThree});
+  CheckPair<BFloat16>({19, 4, 3, 17}, Pair{kPair}, 1);
+  CheckPair<BFloat16>({19, 3, 3, 41}, Grid{kThree}, 2);
 }
 
 template <typename T, typename V>

@@ -76,8 +76,9 @@ struct ForwardCell {
     gates[2] = Tanh(gates[2] + xw[2]);
     gates[3] = Sigmoid(gates[3] + xw[3]);
     c = MulAdd(gates[1], c, gates[0] * gates[2]);
-    return gates[3] * Tanh(c);
+    return Output(gates);
   }
+  MASKED_LSTM_DEVICE float Output(const float (&gates)[4]) const { return gates[3] * Tanh(c); }
 };
 
 // h0 of the row that begins with the step that `slot` stands at; else zero.

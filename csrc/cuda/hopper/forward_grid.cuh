@@ -29,7 +29,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
                                                   BlockIndex() / shape.blocks, shape.groups);
 
   ForwardCell cells[kCells];
-  float gates[kCells][4] = {}, h[kCells] = {};
+  float gates[kCells][4] = {};
   const auto FirstStateOf = [&](int i, const Slot& slot) {
     return FirstState<Stored>(p, slot, U, first_unit + Cells::UnitOf(i));
   };
@@ -73,20 +73,21 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
         gates[i][v] = product.Sum(Cells::SlotTileOf(i), unit / kTileUnits,
                                   v * kTileUnits + unit % kTileUnits, column);
       }
-      h[i] = cells[i].Step(gates[i]);
+      const float h = cells[i].Step(gates[i]);
       if (active) {
         const Slot next = PickSlot(walk.slots(), Cells::SlotTileOf(i));
         const bool exists = next.left > 0 && first_unit + unit < U;
-        Send(i, !exists ? 0.0f : next.fresh ? FirstStateOf(i, next) : h[i], step + 1);
+        Send(i, !exists ? 0.0f : next.fresh ? FirstStateOf(i, next) : h, step + 1);
       }
     }
     if (active) product.Publish(step + 1);
-    // Nobody waits for the rest.
+    // Nobody waits for the rest; h again rather than two registers more.
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
       if (!Cells::Exists(i)) continue;
       WriteForwardStep<Stored>(work.call, work.memory, now[i], PositionOf(p, work.schedule, now[i]),
-                               U, first_unit + Cells::UnitOf(i), gates[i], cells[i].c, h[i]);
+                               U, first_unit + Cells::UnitOf(i), gates[i], cells[i].c,
+                               cells[i].Output(gates[i]));
       Read(i, PickSlot(walk.slots(), Cells::SlotTileOf(i)));
     }
   }

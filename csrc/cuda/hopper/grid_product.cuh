@@ -52,13 +52,15 @@ class GridProduct {
   static constexpr int kTiles = Variant::kTiles, kChunks = Variant::kChunks;
   static constexpr int kChains = Variant::kChains, kSlots = kSlotTiles * kColumns;
   static constexpr int kTileSums = kLanes * 4;
-  static constexpr int kAtOnce = kChunks < 4 ? kChunks : 4;  // on their way from the L2 cache
+  // Chunks on their way from the L2 cache, as registers allow.
+  static constexpr int kAtOnce = kSlotTiles >= 4 ? 2 : 4;
 
  public:
   // packed: fragments of tile 0, 1, ... of all blocks, chunk by chunk.
   MASKED_LSTM_DEVICE GridProduct(const Words* packed, const GridShape& shape,
                                  const Exchange& exchange)
       : shape_(shape),
+        exchange_(exchange),
         member_(BlockIndex() % shape.blocks),
         warp_(ThreadIndex() / kLanes),
         partial_(SharedMemory<float>()),
@@ -66,7 +68,6 @@ class GridProduct {
                                                                 kTileSums)) {
     const int group = BlockIndex() / shape.blocks, lane = ThreadIndex() % kLanes;
     rows_ = exchange.rows + int64_t{group} * 2 * kSlots * shape.row_bytes;
-    flags_ = exchange.flags + group * shape.blocks;
     const int stored_chunks = StoredChunks();
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
@@ -100,7 +101,7 @@ class GridProduct {
   // All threads, after the block's rows of step `step` are written.
   MASKED_LSTM_DEVICE void Publish(unsigned step) const {
     SyncBlock();
-    if (ThreadIndex() == 0) ReleaseFlag(&flags_[member_], step + 1);
+    if (ThreadIndex() == 0) ReleaseFlag(&exchange_.flags[BlockIndex()], step + 1);
   }
 
   // The block's tiles times the rows of step `step` of all blocks, each warp its part of the depth;
@@ -111,11 +112,11 @@ class GridProduct {
     const int end = begin + shape_.chunks * kChunkBytes;
     for (int block = begin / shape_.block_bytes + lane;
          block < shape_.blocks && block * shape_.block_bytes < end; block += kLanes) {
-      WaitForFlag(&flags_[block], step + 1);
+      WaitForFlag(&exchange_.flags[BlockIndex() - member_ + block], step + 1);
     }
     SyncWarp();
     const int stored_chunks = StoredChunks();
-#pragma unroll 2
+#pragma unroll 1
     for (int j = 0; j < kSlotTiles; ++j) {
       const int slot = static_cast<int>(step % 2) * kSlots + j * kColumns + lane / 4;
       const unsigned char* const row =
@@ -126,31 +127,43 @@ class GridProduct {
         Words chunks[kAtOnce];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          if (begin + i < shape_.chunks) GridLoad(row + (begin + i) * kChunkBytes, chunks[i].word);
+          if (begin + i < kChunks && begin + i < shape_.chunks)
+            GridLoad(row + (begin + i) * kChunkBytes, chunks[i].word);
         }
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          if (begin + i < shape_.chunks) {
+          if (begin + i < kChunks && begin + i < shape_.chunks) {
 #pragma unroll
             for (int part = 0; part < 2; ++part) {
 #pragma unroll
               for (int m = 0; m < kTiles; ++m) {
                 MultiplyStep<Stored>(sums[m][(2 * i + part) % kChains],
-                                     weights_[m][begin + i][part], chunks[i], part);
+                                     weights_[m][(begin + i) % kChunks][part], chunks[i], part);
               }
             }
           }
         }
       }
-#pragma unroll 2
-      for (int c = 0; c < stored_chunks; ++c) {
-        Words chunk;
-        GridLoad(row + (kChunks + c) * kChunkBytes, chunk.word);
+#pragma unroll 1
+      for (int begin = 0; begin < stored_chunks; begin += kAtOnce) {
+        Words chunks[kAtOnce];
 #pragma unroll
-        for (int part = 0; part < 2; ++part) {
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (begin + i < stored_chunks) {
+            GridLoad(row + (kChunks + begin + i) * kChunkBytes, chunks[i].word);
+          }
+        }
 #pragma unroll
-          for (int m = 0; m < kTiles; ++m) {
-            MultiplyStored<Stored>(sums[m][part % kChains], Fragment(m, c), chunk, part);
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (begin + i < stored_chunks) {
+#pragma unroll
+            for (int part = 0; part < 2; ++part) {
+#pragma unroll
+              for (int m = 0; m < kTiles; ++m) {
+                MultiplyStored<Stored>(sums[m][(2 * i + part) % kChains], Fragment(m, begin + i),
+                                       chunks[i], part);
+              }
+            }
           }
         }
       }
@@ -190,11 +203,11 @@ class GridProduct {
   }
 
   const GridShape& shape_;
+  const Exchange& exchange_;
   const int member_, warp_;
   float* const partial_;         // (warps, kSlotTiles, kTiles, 16, kColumns)
   unsigned char* const stored_;  // the weights that are not in registers
   unsigned char* rows_;
-  unsigned* flags_;
   uint32_t weights_[kTiles][kChunks][2][4];
 };
 

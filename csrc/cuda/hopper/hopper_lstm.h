@@ -10,12 +10,12 @@ struct CUstream_st;
 
 namespace masked_lstm {
 
-// Whether they are asked for and take this call on the current device. What the device does not
-// decide follows from choice, units, dtype and options, not from the batch.
-bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept;
+// Which of them takes this call on the current device, if they are asked for: else kGroups. What
+// the device does not decide follows from choice, units, dtype and options, not from the batch.
+CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept;
 
-// Only for calls that HopperServes. Reserves are those of the other kernels, either way. To run:
-// one call or two, whose recurrences are one launch where their sizes agree.
+// Only for calls that one of them takes. Reserves are those of the other kernels, either way. To
+// run: one call or two, whose recurrences are one launch where their sizes agree.
 Status HopperForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
                                    size_t* bytes) noexcept;
 Status HopperBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,

@@ -145,17 +145,24 @@ Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
 
 }  // namespace
 
-bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept {
-  if (problem.cuda_choice == CudaChoice::kGroups) return false;
+CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept {
+  if (problem.cuda_choice == CudaChoice::kGroups) return CudaKernel::kGroups;
   const bool allow_tf32 = problem.cuda_choice == CudaChoice::kHopperTf32;
-  if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
-      PlanOf(problem).variant == cuda::hopper::Variant::kNone) {
-    return false;
-  }
   int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major == 9;
+  if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
+      cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      major != 9) {
+    return CudaKernel::kGroups;
+  }
+  switch (PlanOf(problem).variant) {
+    case cuda::hopper::Variant::kNone:
+      return CudaKernel::kGroups;
+    case cuda::hopper::Variant::kGrid:
+      return CudaKernel::kGrid;
+    default:
+      return CudaKernel::kClusters;
+  }
 }
 
 Status HopperForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,

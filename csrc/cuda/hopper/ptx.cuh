@@ -147,19 +147,14 @@ MASKED_LSTM_DEVICE void GridLoad(const unsigned char* from, uint32_t (&words)[4]
                : "l"(from));
 }
 MASKED_LSTM_DEVICE void ReleaseFlag(unsigned* flag, unsigned value) {
-  asm volatile(
-      "fence.acq_rel.gpu;\n\t"
-      "st.relaxed.gpu.u32 [%0], %1;" ::"l"(flag),
-      "r"(value)
-      : "memory");
+  asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 // Until the flag has at least this value.
 MASKED_LSTM_DEVICE void WaitForFlag(const unsigned* flag, unsigned value) {
   unsigned seen;
   do {
-    asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
   } while (seen < value);
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 #endif
 
