@@ -291,6 +291,38 @@ def test_arrays_of_a_gpu(fake_gpu, mask, options, recompute):
     assert cuda.kernel_calls()["cuda-groups-float64-backward"] > 0
 
 
+def test_two_directions_at_once(fake_gpu):
+    """The bits of the calls by themselves; what must agree is told in one sentence."""
+    problem = problems.make_problem(9, 4, 5, 18, "holes")
+    shared = {
+        "initial_state": tuple(map(fake, problem.initial_state)),
+        "mask": fake(problem.mask),
+        "inputs": fake(problem.poisoned()),
+    }
+    weights = dict(
+        zip(("kernel", "recurrent_kernel", "bias"), map(fake, problem.weights()), strict=True)
+    )
+    first = shared | weights
+    second = first | {"kernel": fake(weights["kernel"] * 0.5), "go_backwards": True}
+    both = cuda.forward_pair(first | {"save_reserve": True}, second | {"save_reserve": True})
+    upstream = {"d_outputs": fake(problem.d_outputs)}
+    backward = [
+        call | upstream | {"reserve": result.reserve}
+        for call, result in zip((first, second), both, strict=True)
+    ]
+    gradients = cuda.backward_pair(*backward)
+    for call, result, gradient in zip((first, second), both, gradients, strict=True):
+        alone = cuda.forward(**call)
+        assert [a.tobytes() for a in result[:3]] == [a.tobytes() for a in alone[:3]]
+        alone = cuda.backward(**call, **upstream)
+        assert [a.tobytes() for a in gradient] == [a.tobytes() for a in alone]
+    longer = second | {"inputs": fake(np.zeros((9, 5, 5))), "mask": None}
+    with pytest.raises(ValueError, match="second: expected as many timesteps as the first call"):
+        cuda.forward_pair(first, longer)
+    with pytest.raises(TypeError, match="missing a required argument: 'kernel'"):
+        cuda.forward_pair({"inputs": first["inputs"]}, second)
+
+
 def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
     problem = problems.make_problem(2, 3, 2, 2)
     given = [fake(array) for array in (problem.inputs, *problem.weights())]

@@ -204,62 +204,9 @@ class Call {
     return bytes;
   }
 
-  void Forward(const py::tuple& results, const py::object& workspace, size_t workspace_bytes,
-               const py::object& bad_length, uintptr_t stream) const {
-    const DeviceTensor outputs("outputs", results[0]), h("h", results[1]), c("c", results[2]),
-        reserve("reserve", results[3]), memory("workspace", workspace),
-        flag("bad_length", bad_length);
-    LstmForward call;
-    call.problem = problem_;
-    call.outputs = outputs.data();
-    call.h = h.data();
-    call.c = c.data();
-    call.reserve = reserve.data();
-    call.workspace = memory.data();
-    call.workspace_bytes = workspace_bytes;
-    int32_t* const bad = static_cast<int32_t*>(flag.data());
-    if (bad != nullptr) ThrowIfError(ClearCudaFlag(bad, Stream(stream)));
-    ThrowIfError(RunCudaForward(call, steps_, bad, Stream(stream)));
-    CountCudaCall(ForwardCudaKernel(call), problem_.dtype, Pass::kForward);
-    int32_t value = 0;
-    if (bad != nullptr) ThrowIfError(ReadCudaFlag(bad, Stream(stream), &value));
-    if (value == 0) return;
-    throw py::value_error(
-        problem_.row_splits != nullptr
-            ? "row_splits: expected them to rise from 0 to the number of values, got others"
-            : "sequence_lengths: expected values in [0, timesteps], got others");
-  }
-
-  void Backward(const py::object& reserve, const py::tuple& upstream, const py::tuple& results,
-                const py::object& scratch, const py::object& workspace, size_t workspace_bytes,
-                uintptr_t stream) const {
-    const DeviceTensor saved("reserve", reserve), d_outputs("d_outputs", upstream[0]),
-        d_h("d_h", upstream[1]), d_c("d_c", upstream[2]), dx("dx", results[0]),
-        d_kernel("d_kernel", results[1]), d_recurrent_kernel("d_recurrent_kernel", results[2]),
-        d_bias("d_bias", results[3]), dh0("dh0", results[4]), dc0("dc0", results[5]),
-        space("scratch", scratch), memory("workspace", workspace);
-    for (const DeviceTensor* t : {&d_outputs, &d_h, &d_c}) t->ExpectLike(x_);
-    saved.ExpectReserve(problem_.dtype, ReserveValues(), x_);
-    LstmBackward call;
-    call.problem = problem_;
-    ThrowIfError(
-        CheckResultGradients(problem_, steps_, d_outputs.shape(), d_h.shape(), d_c.shape()));
-    call.reserve = saved.data();
-    call.scratch = space.data();
-    call.d_outputs = d_outputs.data();
-    call.d_h = d_h.data();
-    call.d_c = d_c.data();
-    call.dx = dx.data();
-    call.d_kernel = d_kernel.data();
-    call.d_recurrent_kernel = d_recurrent_kernel.data();
-    call.d_bias = d_bias.data();
-    call.dh0 = dh0.data();
-    call.dc0 = dc0.data();
-    call.workspace = memory.data();
-    call.workspace_bytes = workspace_bytes;
-    ThrowIfError(RunCudaBackward(call, steps_, nullptr, Stream(stream)));
-    CountCudaCall(BackwardCudaKernel(call), problem_.dtype, Pass::kBackward);
-  }
+  const LstmProblem& problem() const { return problem_; }
+  int64_t steps() const { return steps_; }
+  const DeviceTensor& inputs() const { return x_; }
 
  private:
   const DeviceTensor x_, kernel_, recurrent_kernel_, bias_, h0_, c0_, mask_, lengths_,
@@ -267,6 +214,138 @@ class Call {
   LstmProblem problem_;
   int64_t steps_ = 0;
 };
+
+// What a forward call of `of` writes to: (results, workspace, its bytes).
+class ForwardArrays {
+ public:
+  ForwardArrays(const Call& of, const py::tuple& given) : ForwardArrays(of, given, given[0]) {}
+
+  LstmForward call;
+
+ private:
+  ForwardArrays(const Call& of, const py::tuple& given, const py::tuple& results)
+      : outputs_("outputs", results[0]),
+        h_("h", results[1]),
+        c_("c", results[2]),
+        reserve_("reserve", results[3]),
+        workspace_("workspace", given[1]) {
+    call.problem = of.problem();
+    call.outputs = outputs_.data();
+    call.h = h_.data();
+    call.c = c_.data();
+    call.reserve = reserve_.data();
+    call.workspace = workspace_.data();
+    call.workspace_bytes = given[2].cast<size_t>();
+  }
+
+  const DeviceTensor outputs_, h_, c_, reserve_, workspace_;
+};
+
+// What a backward call reads and writes: (reserve, upstream, results, scratch, workspace, its
+// bytes).
+class BackwardArrays {
+ public:
+  BackwardArrays(const Call& of, const py::tuple& given)
+      : BackwardArrays(of, given, given[1], given[2]) {}
+
+  LstmBackward call;
+
+ private:
+  BackwardArrays(const Call& of, const py::tuple& given, const py::tuple& upstream,
+                 const py::tuple& results)
+      : saved_("reserve", given[0]),
+        d_outputs_("d_outputs", upstream[0]),
+        d_h_("d_h", upstream[1]),
+        d_c_("d_c", upstream[2]),
+        dx_("dx", results[0]),
+        d_kernel_("d_kernel", results[1]),
+        d_recurrent_kernel_("d_recurrent_kernel", results[2]),
+        d_bias_("d_bias", results[3]),
+        dh0_("dh0", results[4]),
+        dc0_("dc0", results[5]),
+        scratch_("scratch", given[3]),
+        workspace_("workspace", given[4]) {
+    for (const DeviceTensor* t : {&d_outputs_, &d_h_, &d_c_}) t->ExpectLike(of.inputs());
+    saved_.ExpectReserve(of.problem().dtype, of.ReserveValues(), of.inputs());
+    ThrowIfError(CheckResultGradients(of.problem(), of.steps(), d_outputs_.shape(), d_h_.shape(),
+                                      d_c_.shape()));
+    call.problem = of.problem();
+    call.reserve = saved_.data();
+    call.scratch = scratch_.data();
+    call.d_outputs = d_outputs_.data();
+    call.d_h = d_h_.data();
+    call.d_c = d_c_.data();
+    call.dx = dx_.data();
+    call.d_kernel = d_kernel_.data();
+    call.d_recurrent_kernel = d_recurrent_kernel_.data();
+    call.d_bias = d_bias_.data();
+    call.dh0 = dh0_.data();
+    call.dc0 = dc0_.data();
+    call.workspace = workspace_.data();
+    call.workspace_bytes = given[5].cast<size_t>();
+  }
+
+  const DeviceTensor saved_, d_outputs_, d_h_, d_c_, dx_, d_kernel_, d_recurrent_kernel_, d_bias_,
+      dh0_, dc0_, scratch_, workspace_;
+};
+
+// Waits for the stream.
+void RefuseBadLengths(const LstmProblem& p, const int32_t* flag, uintptr_t stream) {
+  int32_t value = 0;
+  ThrowIfError(ReadCudaFlag(flag, Stream(stream), &value));
+  if (value == 0) return;
+  throw py::value_error(
+      p.row_splits != nullptr
+          ? "row_splits: expected them to rise from 0 to the number of values, got others"
+          : "sequence_lengths: expected values in [0, timesteps], got others");
+}
+
+void CheckPair(const Call& first, const Call& second) {
+  if (second.steps() == first.steps()) return;
+  throw py::value_error("second: expected as many timesteps as the first call has, got " +
+                        std::to_string(second.steps()) + " for " + std::to_string(first.steps()));
+}
+
+// `flag`: int32, where lengths are to be checked, or None.
+void Forward(const Call& of, const py::tuple& given, const py::object& flag, uintptr_t stream) {
+  const ForwardArrays arrays(of, given);
+  const DeviceTensor bad_length("bad_length", flag);
+  int32_t* const bad = static_cast<int32_t*>(bad_length.data());
+  if (bad != nullptr) ThrowIfError(ClearCudaFlag(bad, Stream(stream)));
+  ThrowIfError(RunCudaForward(arrays.call, of.steps(), bad, Stream(stream)));
+  CountCudaCall(ForwardCudaKernel(arrays.call), of.problem().dtype, Pass::kForward);
+  if (bad != nullptr) RefuseBadLengths(of.problem(), bad, stream);
+}
+
+void ForwardPair(const Call& first, const Call& second, const py::tuple& given,
+                 const py::tuple& given_second, const py::object& flag, uintptr_t stream) {
+  CheckPair(first, second);
+  const ForwardArrays a(first, given), b(second, given_second);
+  const DeviceTensor bad_length("bad_length", flag);
+  int32_t* const bad = static_cast<int32_t*>(bad_length.data());
+  if (bad != nullptr) ThrowIfError(ClearCudaFlag(bad, Stream(stream)));
+  ThrowIfError(RunCudaForwardPair({a.call, b.call}, first.steps(), bad, Stream(stream)));
+  for (const LstmForward* call : {&a.call, &b.call}) {
+    CountCudaCall(ForwardCudaKernel(*call), call->problem.dtype, Pass::kForward);
+  }
+  if (bad != nullptr) RefuseBadLengths(first.problem(), bad, stream);
+}
+
+void Backward(const Call& of, const py::tuple& given, uintptr_t stream) {
+  const BackwardArrays arrays(of, given);
+  ThrowIfError(RunCudaBackward(arrays.call, of.steps(), nullptr, Stream(stream)));
+  CountCudaCall(BackwardCudaKernel(arrays.call), of.problem().dtype, Pass::kBackward);
+}
+
+void BackwardPair(const Call& first, const Call& second, const py::tuple& given,
+                  const py::tuple& given_second, uintptr_t stream) {
+  CheckPair(first, second);
+  const BackwardArrays a(first, given), b(second, given_second);
+  ThrowIfError(RunCudaBackwardPair({a.call, b.call}, first.steps(), nullptr, Stream(stream)));
+  for (const LstmBackward* call : {&a.call, &b.call}) {
+    CountCudaCall(BackwardCudaKernel(*call), call->problem.dtype, Pass::kBackward);
+  }
+}
 
 std::map<std::string, int64_t> Calls() {
   std::map<std::string, int64_t> calls;
@@ -289,8 +368,10 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("batch", &Call::batch)
       .def_property_readonly("reserve_values", &Call::ReserveValues)
       .def("forward_workspace", &Call::ForwardWorkspace)
-      .def("forward", &Call::Forward)
       .def("backward_workspace", &Call::BackwardWorkspace)
-      .def("backward", &Call::Backward);
+      .def("forward", &Forward)
+      .def("forward_pair", &ForwardPair)
+      .def("backward", &Backward)
+      .def("backward_pair", &BackwardPair);
   m.def("kernel_calls", Calls);
 }
