@@ -22,7 +22,7 @@ import torch
 from masked_lstm import cuda
 
 SWITCH = "MASKED_LSTM_CUDA_KERNEL"
-ASKED = "hopper-tf32"
+ASKED, GRID = "hopper-tf32", "hopper-grid"
 DTYPES = ("bfloat16", "float16", "float32")
 UNITS = {  # on both sides of every step of the rule
     "bfloat16": (1, 33, 128, 130, 256, 300, 384, 400, 512, 600, 768, 769, 1024, 2048, 2112, 2113),
@@ -62,6 +62,12 @@ def parity() -> int:
     ):
         failures += not invariance(dtype, units)
         count += 1
+    os.environ[SWITCH] = GRID
+    for dtype, units in (("bfloat16", 33), ("float16", 300), ("float32", 512)):
+        failures += not gpu_check.check((19, 7, 20, units), dtype, "holes", {}) <= 1
+        failures += not invariance(dtype, units)
+        count += 2
+    os.environ[SWITCH] = ASKED
     for check, units in itertools.product((pair, crossed), (100, 256, 512, 800)):
         failures += not check("bfloat16", units)
         count += 1
@@ -228,12 +234,16 @@ def point(units, batch, dtype, fraction, training, timesteps=500):
     weights.append(normal(4 * units, dtype=to))
     mask = {"sequence_lengths": torch.tensor(lengths, device="cuda", dtype=torch.int32)}
     upstream = d_outputs if training else None
-    return {
+    peers = {
         "hopper": ours(x, weights, mask, upstream, ASKED),
+        "grid": ours(x, weights, mask, upstream, GRID),  # the rule's other side
         "groups": ours(x, weights, mask, upstream, None),
         "torch dense": torchs(x, units, to, lengths, upstream, False),
         "torch packed": torchs(x, units, to, lengths, upstream, True),
-    }, lengths
+    }
+    if units > 768:
+        del peers["grid"]  # hopper is
+    return peers, lengths
 
 
 def bidirectional(units, batch, dtype, fraction, training, timesteps=500):

@@ -54,9 +54,9 @@ constexpr const char* CudaKernelName(CudaKernel kernel) {
                                            : "grid";
 }
 // What a CUDA call asks for: kClusters or kGrid in float16 and bfloat16 (kHopper), in float32 too
-// with products of tf32 (kHopperTf32). kGroups serves whatever device, shape or options rule that
-// out.
-enum class CudaChoice { kGroups = 0, kHopper, kHopperTf32 };
+// with products of tf32 (kHopperTf32); kHopperGrid is that with kGrid even where kClusters would
+// do. kGroups serves whatever device, shape or options rule that out.
+enum class CudaChoice { kGroups = 0, kHopper, kHopperTf32, kHopperGrid };
 
 // Threads lent by the caller for one core call.
 //

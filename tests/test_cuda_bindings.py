@@ -332,7 +332,7 @@ def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
     with pytest.raises(ValueError, match="sequence_lengths: expected values in"):
         cuda.forward(*given, sequence_lengths=lengths)
     monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hoper")
-    with pytest.raises(ValueError, match="expected groups, hopper or hopper-tf32, got 'hoper'"):
+    with pytest.raises(ValueError, match="groups, hopper, hopper-tf32 or hopper-grid, got 'hoper'"):
         cuda.forward(*given)
     monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hopper")  # not with float64: served by groups
     with pytest.raises(ValueError, match="reserve: expected the array that forward gave"):

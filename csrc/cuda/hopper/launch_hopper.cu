@@ -60,8 +60,8 @@ class HopperLauncher : public StreamLauncher {
   Status status(bool fits) const {
     if (fits || error_ != cudaSuccess) return StreamLauncher::status();
     return Error(StatusCode::kUnsupported,
-                 "MASKED_LSTM_CUDA_KERNEL=hopper: expected a GPU that runs a cluster of the size "
-                 "planned for these units, got one that cannot");
+                 "MASKED_LSTM_CUDA_KERNEL=hopper: expected a GPU that runs a cluster or group of "
+                 "the size planned for these units, got one that cannot");
   }
 
  private:
@@ -98,7 +98,9 @@ cuda::hopper::Plan PlanOf(const LstmProblem& p) {
       cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
     return {};
   }
-  return cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
+  const auto choose = p.cuda_choice == CudaChoice::kHopperGrid ? cuda::hopper::ChooseGrid
+                                                               : cuda::hopper::ChoosePlan;
+  return choose(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
 }
 
 // f(Stored()) for the dtype.
@@ -147,7 +149,7 @@ Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
 
 CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept {
   if (problem.cuda_choice == CudaChoice::kGroups) return CudaKernel::kGroups;
-  const bool allow_tf32 = problem.cuda_choice == CudaChoice::kHopperTf32;
+  const bool allow_tf32 = problem.cuda_choice != CudaChoice::kHopper;
   int device = 0, major = 0;
   if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
       cudaGetDevice(&device) != cudaSuccess ||

@@ -45,10 +45,17 @@ inline bool HopperTakes(const LstmProblem& p, int64_t max_steps, bool allow_tf32
          max_steps > 0 && max_steps < INT32_MAX && p.batch < INT32_MAX / 64;
 }
 
+// The whole grid, for any number of units: 64 * U values for each block, of which registers hold
+// 128 KiB and shared memory, beside the sums of the warps, what ends at 2112 or, in tf32, 1280
+// units; a device with fewer than U / 16 multiprocessors ends sooner.
+inline Plan ChooseGrid(int64_t units, DType dtype, const DeviceSizes& device) {
+  const int64_t blocks = (units + kGridUnits - 1) / kGridUnits;
+  if (units > (dtype == DType::kFloat32 ? 1280 : 2112) || blocks > device.processors) return {};
+  return {Variant::kGrid, static_cast<int>(blocks), static_cast<int>(device.processors / blocks)};
+}
+
 // A cluster as long as it holds the weights: in its warps' registers, then in shared memory.
-// Beyond, the whole grid: 64 * U values for each block, of which registers hold 128 KiB and shared
-// memory, beside the sums of the warps, what ends at 2112 or, in tf32, 1280 units; a device with
-// fewer than U / 16 multiprocessors ends sooner. Beyond that, kNone: the kernels of cuda/run.cuh.
+// Beyond, the grid. Beyond that, kNone: the kernels of cuda/run.cuh.
 //
 // Nothing here is measured; it is this arithmetic. A step's hand-off costs some 200 cycles within a
 // cluster and two passes through the L2 cache, 1 us or so, over the grid: so clusters first. The
@@ -75,9 +82,7 @@ inline Plan ChoosePlan(int64_t units, DType dtype, const DeviceSizes& device) {
       return {rule.variant, rule.cluster, 0};
     }
   }
-  const int64_t blocks = (units + kGridUnits - 1) / kGridUnits;
-  if (units > (dtype == DType::kFloat32 ? 1280 : 2112) || blocks > device.processors) return {};
-  return {Variant::kGrid, static_cast<int>(blocks), static_cast<int>(device.processors / blocks)};
+  return ChooseGrid(units, dtype, device);
 }
 
 }  // namespace hopper
