@@ -9,7 +9,9 @@
 #include <type_traits>
 
 #include "cluster_host.h"
+#include "cuda/hopper/hopper_lstm.h"
 #include "cuda/hopper/run_hopper.cuh"
+#include "cuda_runtime.h"
 #include "lstm_case.h"
 
 namespace {
@@ -21,8 +23,6 @@ using cuda::hopper::BackwardVariant;
 using cuda::hopper::ForwardClusters;
 using cuda::hopper::ForwardGrid;
 using cuda::hopper::ForwardVariant;
-using cuda::hopper::GridBackward;
-using cuda::hopper::GridForward;
 using cuda::hopper::GridVariant;
 
 int failures = 0;
@@ -106,28 +106,57 @@ struct Own {
     });
   }
 };
-struct Planned {
-  static cuda::hopper::Plan Plan(const LstmProblem& p) {
-    return cuda::hopper::ChoosePlan(p.units, p.dtype, kDevice);
+// The calls of hopper_lstm.h, as a Hopper GPU's driver would get them.
+struct Calls {
+  CudaChoice choice = CudaChoice::kHopper;
+  int device = cuda_host::kFirstHopper;
+
+  template <typename Call>
+  void Choose(Call* call, Launcher& launch) const {
+    call->problem.cuda_choice = choice;
+    cuda_host::runtime.device = device;
+    cuda_host::runtime.seed = launch.seed;
+  }
+  static Status WorkspaceBytes(const LstmForward& call, int64_t max_steps, size_t* bytes) {
+    return HopperForwardWorkspaceBytes(call, max_steps, bytes);
+  }
+  static Status WorkspaceBytes(const LstmBackward& call, int64_t max_steps, size_t* bytes) {
+    return HopperBackwardWorkspaceBytes(call, max_steps, bytes);
+  }
+  static Status RunAll(const LstmForward* calls, int count, int64_t max_steps) {
+    return RunHopperForward(calls, count, max_steps, nullptr, nullptr);
+  }
+  static Status RunAll(const LstmBackward* calls, int count, int64_t max_steps) {
+    return RunHopperBackward(calls, count, max_steps, nullptr, nullptr);
   }
   template <typename T, typename Call>
-  int64_t Bytes(const Call& call, int64_t max_steps) const {
-    return cuda::hopper::HopperBytes<T>(call, max_steps, Plan(call.problem));
+  int64_t Bytes(Call call, int64_t max_steps) const {
+    Launcher none{1, 1};
+    Choose(&call, none);
+    size_t bytes = 0;
+    if (!WorkspaceBytes(call, max_steps, &bytes).ok()) Fail("no workspace", call.problem);
+    return static_cast<int64_t>(bytes);
   }
   template <typename T, typename Call>
-  bool Run(const Call* calls, int count, int64_t max_steps, Launcher& launch) const {
-    return cuda::hopper::RunHopper<T>(calls, count, max_steps, nullptr, Plan(calls->problem),
-                                      kShared, launch);
+  bool Run(Call* calls, int count, int64_t max_steps, Launcher& launch) const {
+    for (int i = 0; i < count; ++i) {
+      Choose(&calls[i], launch);
+      calls[i].workspace_bytes = Bytes<T>(calls[i], max_steps);
+    }
+    const Status status = RunAll(calls, count, max_steps);
+    if (!status.ok()) std::fprintf(stderr, "%s\n", status.message);
+    return status.ok();
   }
 };
 
-// With workspaces of exactly the size asked for, NaN at first.
+// With workspaces of the size asked for, aligned as device memory is, NaN at first.
 template <typename T, typename How, typename Call>
 void Run(Call* calls, int count, const Case<T>& one, const How& how, Launcher& launch) {
   std::vector<char> workspaces[2];
   for (int i = 0; i < count; ++i) {
-    workspaces[i].assign(how.template Bytes<T>(calls[i], one.x_rows), -1);
-    calls[i].workspace = workspaces[i].data();
+    workspaces[i].assign(how.template Bytes<T>(calls[i], one.x_rows) + 64, -1);
+    const auto address = reinterpret_cast<uintptr_t>(workspaces[i].data());
+    calls[i].workspace = workspaces[i].data() + (64 - address % 64) % 64;
   }
   if (!how.template Run<T>(calls, count, one.x_rows, launch)) Fail("does not fit", one.p);
 }
@@ -280,8 +309,6 @@ typedef Own<ForwardClusters, ForwardVariant<2, 2, 256, true, 4>, BackwardCluster
     Stored;
 // Groups over the grid of three blocks of two warps, with weights in shared memory.
 typedef Own<ForwardGrid, GridVariant<4, 1, 64, 4>, BackwardGrid, GridVariant<1, 2, 64, 4>> Grid;
-// As compiled for the GPU.
-typedef Own<ForwardGrid, GridForward, BackwardGrid, GridBackward> WideGrid;
 constexpr cuda::hopper::Plan kPair = {cuda::hopper::Variant::kNone, 2, 0};
 constexpr cuda::hopper::Plan kThree = {cuda::hopper::Variant::kNone, 3, 2};
 
@@ -302,6 +329,57 @@ void CheckAll() {
   }
 }
 
+// Which kernel takes a call; too small a workspace, a cluster that the device cannot run and every
+// fault of the runtime: one sentence each, and nothing worse.
+constexpr int kSmallest = cuda_host::kFirstHopper + 1;  // 3 multiprocessors
+
+void CheckCalls() {
+  cuda_host::Runtime& runtime = cuda_host::runtime;
+  LstmProblem p;
+  p.dtype = DType::kBFloat16, p.batch = 2, p.cuda_choice = CudaChoice::kHopper;
+  const auto expect = [&](int device, int64_t units, CudaKernel kernel) {
+    runtime.device = device, p.units = units;
+    if (HopperKernel(p, 4) != kernel) Fail("another kernel takes it", p);
+  };
+  expect(0, 64, CudaKernel::kGroups);  // an older GPU
+  expect(cuda_host::kFirstHopper, 640, CudaKernel::kClusters);
+  expect(cuda_host::kFirstHopper, 769, CudaKernel::kGroups);  // more blocks than run at once
+  p.cuda_choice = CudaChoice::kHopperGrid;
+  expect(cuda_host::kFirstHopper, 640, CudaKernel::kGrid);
+  expect(kSmallest, 49, CudaKernel::kGroups);
+  expect(kSmallest, 48, CudaKernel::kGrid);
+  p.dtype = DType::kFloat32;
+  expect(kSmallest, 48, CudaKernel::kGrid);
+  p.cuda_choice = CudaChoice::kHopper;
+  expect(kSmallest, 48, CudaKernel::kGroups);  // tf32 was not asked for
+
+  const Case<BFloat16> one({2, 2, 2, 140}, Mask::kNone, 0);
+  CaseResults<BFloat16> r(one, one.x_rows);
+  LstmForward call = r.Forward(one, true);
+  alignas(64) static char workspace[1 << 21];
+  Launcher launch{1, 1};
+  const Calls how;
+  how.Choose(&call, launch);
+  call.workspace = workspace;
+  call.workspace_bytes = how.Bytes<BFloat16>(call, one.x_rows) - 1;
+  const auto refused = [&](const char* words) {
+    const Status status = RunHopperForward(&call, 1, one.x_rows, nullptr, nullptr);
+    if (status.ok() || std::strstr(status.message, words) == nullptr) Fail(words, one.p);
+  };
+  refused("workspace: expected");
+  call.workspace_bytes = sizeof(workspace);
+  runtime.device = kSmallest;
+  refused("expected a GPU that runs a cluster or group");
+  runtime.device = cuda_host::kFirstHopper;
+  for (int at = 1;; ++at) {
+    runtime.error = cudaErrorIllegalAddress, runtime.fails_at = at, runtime.calls = 0;
+    const Status status = RunHopperForward(&call, 1, one.x_rows, nullptr, nullptr);
+    runtime.error = cudaSuccess;
+    if (runtime.calls < at) break;  // it ran to its end
+    if (status.ok()) Fail("a fault of the runtime is not told", one.p);
+  }
+}
+
 // ClusterForwardKernel, ClusterBackwardKernel, GridForwardKernel, GridBackwardKernel,
 // PackForwardKernel, PackBackwardKernel, GatherOutputGradientsKernel, TensorProjectKernel,
 // TensorInputGradientsKernel, TensorWeightGradientsKernel and SumSplitsKernel: every call runs all
@@ -311,18 +389,20 @@ void CheckEverything() {
   CheckAll<Float16>();
   CheckAll<float>();
   // Each variant as planned for the GPU; the third has weights in shared memory.
-  Check<BFloat16>({11, 4, 3, 33}, Mask::kLengths, 0, Planned());
-  Check<BFloat16>({9, 2, 3, 130}, Mask::kHoles, 0, Planned());
-  Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Planned());
-  Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Planned());
+  Check<BFloat16>({11, 4, 3, 33}, Mask::kLengths, 0, Calls());
+  Check<BFloat16>({9, 2, 3, 130}, Mask::kHoles, 0, Calls());
+  Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Calls());
+  Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Calls());
   for (int options : {int{kBackwards}, int{kBare}}) {
     Check<BFloat16>({9, 4, 3, 41}, Mask::kRagged, options, Grid{kThree});
   }
-  Check<BFloat16>({9, 3, 3, 47}, Mask::kHoles, 0, WideGrid{kThree});
   CheckCrossed<BFloat16>({19, 4, 3, 17}, Mask::kHoles, Pair{kPair});
   CheckCrossed<float>({11, 3, 3, 41}, Mask::kRagged, Grid{kThree});
   CheckPair<BFloat16>({19, 4, 3, 17}, Pair{kPair}, 1);
   CheckPair<BFloat16>({19, 3, 3, 41}, Grid{kThree}, 2);
+  CheckPair<BFloat16>({9, 3, 3, 20}, Calls(), 0);  // whose launches are not counted
+  Check<BFloat16>({9, 3, 3, 40}, Mask::kHoles, 0, Calls{CudaChoice::kHopperGrid, kSmallest});
+  CheckCalls();
 }
 
 template <typename T, typename V>
@@ -389,6 +469,7 @@ void CheckPlans() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  cuda_host::launch_clusters = cuda_host::LaunchClusters;
   const char* const names[] = {"nothing", "wait", "block", "cluster", "bytes", "release"};
   for (int i = 0; argc > 2 && i < 6; ++i) {
     if (std::strcmp(argv[2], names[i]) == 0) cuda_host::broken = static_cast<cuda_host::Broken>(i);

@@ -76,7 +76,7 @@ class HopperLauncher : public StreamLauncher {
     attribute->val.clusterDim.x = cluster;
     attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
     config.attrs = attribute;
-    config.numAttrs = cluster > 1 ? 1 : 0;
+    config.numAttrs = 1;
     return config;
   }
   template <typename Kernel>
@@ -91,16 +91,25 @@ class HopperLauncher : public StreamLauncher {
   }
 };
 
-// kNone where there is no current device.
-cuda::hopper::Plan PlanOf(const LstmProblem& p) {
+// Errors: CUDA's own. plan->variant: kNone where no variant takes these units on this device.
+Status PlanOf(const LstmProblem& p, cuda::hopper::Plan* plan) {
   int device = 0, processors = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    return {};
-  }
+  MASKED_LSTM_RETURN_IF_ERROR(CudaError(cudaGetDevice(&device)));
+  MASKED_LSTM_RETURN_IF_ERROR(
+      CudaError(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)));
   const auto choose = p.cuda_choice == CudaChoice::kHopperGrid ? cuda::hopper::ChooseGrid
                                                                : cuda::hopper::ChoosePlan;
-  return choose(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
+  *plan = choose(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
+  return OkStatus();
+}
+
+// As above, for a call that one of the variants takes.
+Status PlanOfCall(const LstmProblem& p, cuda::hopper::Plan* plan) {
+  MASKED_LSTM_RETURN_IF_ERROR(PlanOf(p, plan));
+  if (plan->variant != cuda::hopper::Variant::kNone) return OkStatus();
+  return Error(StatusCode::kUnsupported,
+               "MASKED_LSTM_CUDA_KERNEL: expected the device that the call was planned for, got "
+               "another with fewer multiprocessors");
 }
 
 // f(Stored()) for the dtype.
@@ -118,8 +127,10 @@ Status WithOperand(DType dtype, F f) {
 
 template <typename Call>
 Status WorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
+  cuda::hopper::Plan plan;
+  MASKED_LSTM_RETURN_IF_ERROR(PlanOfCall(call.problem, &plan));
   return WithOperand(call.problem.dtype, [&](auto stored) {
-    *bytes = cuda::hopper::HopperBytes<decltype(stored)>(call, max_steps, PlanOf(call.problem));
+    *bytes = cuda::hopper::HopperBytes<decltype(stored)>(call, max_steps, plan);
     return OkStatus();
   });
 }
@@ -136,11 +147,13 @@ Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
     MASKED_LSTM_RETURN_IF_ERROR(WorkspaceBytes(calls[i], max_steps, &need));
     MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(calls[i].workspace, calls[i].workspace_bytes, need));
   }
+  cuda::hopper::Plan plan;
+  MASKED_LSTM_RETURN_IF_ERROR(PlanOfCall(calls->problem, &plan));
   return WithOperand(calls->problem.dtype, [&](auto stored) {
     HopperLauncher launch(stream);
     const bool fits = cuda::hopper::RunHopper<decltype(stored)>(
-        calls, count, max_steps, bad_length, PlanOf(calls->problem),
-        cuda::hopper::HopperSizes(0).shared_bytes, launch);
+        calls, count, max_steps, bad_length, plan, cuda::hopper::HopperSizes(0).shared_bytes,
+        launch);
     return launch.status(fits);
   });
 }
@@ -152,19 +165,16 @@ CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept 
   const bool allow_tf32 = problem.cuda_choice != CudaChoice::kHopper;
   int device = 0, major = 0;
   if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
-      cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      !CudaError(cudaGetDevice(&device)).ok() ||
+      !CudaError(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)).ok() ||
       major != 9) {
     return CudaKernel::kGroups;
   }
-  switch (PlanOf(problem).variant) {
-    case cuda::hopper::Variant::kNone:
-      return CudaKernel::kGroups;
-    case cuda::hopper::Variant::kGrid:
-      return CudaKernel::kGrid;
-    default:
-      return CudaKernel::kClusters;
+  cuda::hopper::Plan plan;
+  if (!PlanOf(problem, &plan).ok() || plan.variant == cuda::hopper::Variant::kNone) {
+    return CudaKernel::kGroups;
   }
+  return plan.variant == cuda::hopper::Variant::kGrid ? CudaKernel::kGrid : CudaKernel::kClusters;
 }
 
 Status HopperForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
