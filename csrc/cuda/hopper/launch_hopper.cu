@@ -91,25 +91,21 @@ class HopperLauncher : public StreamLauncher {
   }
 };
 
-// Errors: CUDA's own. plan->variant: kNone where no variant takes these units on this device.
-Status PlanOf(const LstmProblem& p, cuda::hopper::Plan* plan) {
+// kNone where no variant takes these units on a device of so many multiprocessors.
+cuda::hopper::Plan PlanFor(const LstmProblem& p, int processors) {
+  const auto choose = p.cuda_choice == CudaChoice::kHopperGrid ? cuda::hopper::ChooseGrid
+                                                               : cuda::hopper::ChoosePlan;
+  return choose(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
+}
+
+// On the current device. Errors: CUDA's own.
+Status CurrentPlan(const LstmProblem& p, cuda::hopper::Plan* plan) {
   int device = 0, processors = 0;
   MASKED_LSTM_RETURN_IF_ERROR(CudaError(cudaGetDevice(&device)));
   MASKED_LSTM_RETURN_IF_ERROR(
       CudaError(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)));
-  const auto choose = p.cuda_choice == CudaChoice::kHopperGrid ? cuda::hopper::ChooseGrid
-                                                               : cuda::hopper::ChoosePlan;
-  *plan = choose(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
+  *plan = PlanFor(p, processors);
   return OkStatus();
-}
-
-// As above, for a call that one of the variants takes.
-Status PlanOfCall(const LstmProblem& p, cuda::hopper::Plan* plan) {
-  MASKED_LSTM_RETURN_IF_ERROR(PlanOf(p, plan));
-  if (plan->variant != cuda::hopper::Variant::kNone) return OkStatus();
-  return Error(StatusCode::kUnsupported,
-               "MASKED_LSTM_CUDA_KERNEL: expected the device that the call was planned for, got "
-               "another with fewer multiprocessors");
 }
 
 // f(Stored()) for the dtype.
@@ -125,12 +121,12 @@ Status WithOperand(DType dtype, F f) {
   }
 }
 
+// Enough for any Hopper GPU: no device is asked.
 template <typename Call>
 Status WorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
-  cuda::hopper::Plan plan;
-  MASKED_LSTM_RETURN_IF_ERROR(PlanOfCall(call.problem, &plan));
   return WithOperand(call.problem.dtype, [&](auto stored) {
-    *bytes = cuda::hopper::HopperBytes<decltype(stored)>(call, max_steps, plan);
+    *bytes = cuda::hopper::HopperBytes<decltype(stored)>(
+        call, max_steps, PlanFor(call.problem, cuda::hopper::kMostProcessors));
     return OkStatus();
   });
 }
@@ -148,7 +144,8 @@ Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
     MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(calls[i].workspace, calls[i].workspace_bytes, need));
   }
   cuda::hopper::Plan plan;
-  MASKED_LSTM_RETURN_IF_ERROR(PlanOfCall(calls->problem, &plan));
+  MASKED_LSTM_RETURN_IF_ERROR(CurrentPlan(calls->problem, &plan));
+  if (plan.variant == cuda::hopper::Variant::kNone) return HopperLauncher(stream).status(false);
   return WithOperand(calls->problem.dtype, [&](auto stored) {
     HopperLauncher launch(stream);
     const bool fits = cuda::hopper::RunHopper<decltype(stored)>(
@@ -160,18 +157,20 @@ Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
 
 }  // namespace
 
-CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept {
-  if (problem.cuda_choice == CudaChoice::kGroups) return CudaKernel::kGroups;
+bool HopperMayServe(const LstmProblem& problem, int64_t max_steps) noexcept {
+  if (problem.cuda_choice == CudaChoice::kGroups) return false;
   const bool allow_tf32 = problem.cuda_choice != CudaChoice::kHopper;
+  return cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) &&
+         PlanFor(problem, cuda::hopper::kMostProcessors).variant != cuda::hopper::Variant::kNone;
+}
+
+CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept {
   int device = 0, major = 0;
-  if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
-      !CudaError(cudaGetDevice(&device)).ok() ||
-      !CudaError(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)).ok() ||
-      major != 9) {
-    return CudaKernel::kGroups;
-  }
   cuda::hopper::Plan plan;
-  if (!PlanOf(problem, &plan).ok() || plan.variant == cuda::hopper::Variant::kNone) {
+  if (!HopperMayServe(problem, max_steps) || !CudaError(cudaGetDevice(&device)).ok() ||
+      !CudaError(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)).ok() ||
+      major != 9 || !CurrentPlan(problem, &plan).ok() ||
+      plan.variant == cuda::hopper::Variant::kNone) {
     return CudaKernel::kGroups;
   }
   return plan.variant == cuda::hopper::Variant::kGrid ? CudaKernel::kGrid : CudaKernel::kClusters;

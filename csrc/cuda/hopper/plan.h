@@ -32,6 +32,7 @@ struct Plan {
 
 // 227 KiB; a cluster of 16 is allowed on every Hopper GPU.
 constexpr DeviceSizes HopperSizes(int processors) { return {16, 227 << 10, processors}; }
+constexpr int kMostProcessors = 144;  // of any Hopper GPU
 
 // Units of a block of kGrid: 64 rows of recurrent_kernel's sums.
 constexpr int kGridUnits = 16;
