@@ -1,5 +1,6 @@
 """The Hopper kernels without a GPU: on the host executor of clusters; what the compiler reports."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -22,6 +23,12 @@ def of_one_dtype(folder):
         text.replace("f(Float16())", "f(BFloat16())").replace("f(float())", "f(BFloat16())")
     )
     return source
+
+
+def triton_tools():
+    """PyTorch comes with a cuobjdump."""
+    spec = importlib.util.find_spec("triton")
+    return spec and pathlib.Path(spec.origin).parent / "backends" / "nvidia" / "bin"
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +96,13 @@ def test_nvcc_spills_nothing_for_hopper(tmp_path):
         >= 21
     )
     assert not [name for name, *spilled in report if any(map(int, spilled))]
+    cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=triton_tools())
+    if cuobjdump is None:
+        return
+    command = [cuobjdump, "-sass", tmp_path / "hopper.cubin"]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for function in code.split("Function : ")[1:]:
+        name = function.split()[0]
+        assert not re.search(r"\b(STL|LDL)\b", function), name
+        multiplies = re.search(r"(ClusterFor|ClusterBack|GridFor|GridBack|Tensor)\w*Kernel", name)
+        assert not multiplies or "HMMA.16816.F32.BF16" in function, name
