@@ -181,13 +181,14 @@ def test_gpu_kernels_are_registered():
 # ---- DLPack --------------------------------------------------------------------------------------
 
 
-def device_capsule(array):
+def device_capsule(array, device=0):
     """A DLPack capsule that says its (host) memory is CUDA's."""
     capsule = np.asarray(array).view(np.ndarray).__dlpack__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # DLTensor: the data pointer, then the device's type.
     ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = 2
+    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 12).value = device
     return capsule
 
 
@@ -208,7 +209,12 @@ class FakeArray(np.ndarray):
         return device_capsule(self)
 
 
-FakeArray.__module__ = "cupy"
+class OfAnotherGpu(FakeArray):
+    def __dlpack__(self, stream=None):
+        return device_capsule(self, device=1)
+
+
+FakeArray.__module__ = OfAnotherGpu.__module__ = "cupy"
 
 
 def fake(array):
@@ -319,6 +325,11 @@ def test_two_directions_at_once(fake_gpu):
     longer = second | {"inputs": fake(np.zeros((9, 5, 5))), "mask": None}
     with pytest.raises(ValueError, match="second: expected as many timesteps as the first call"):
         cuda.forward_pair(first, longer)
+    there = {
+        name: second[name].view(OfAnotherGpu) for name in ("inputs", "kernel", "recurrent_kernel")
+    }
+    with pytest.raises(ValueError, match="second: expected arrays on the first call's device"):
+        cuda.forward_pair(first, there)
     with pytest.raises(TypeError, match="missing a required argument: 'kernel'"):
         cuda.forward_pair({"inputs": first["inputs"]}, second)
 

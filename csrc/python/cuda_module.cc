@@ -64,6 +64,7 @@ class DeviceTensor {
     if (managed_ == nullptr) return nullptr;
     return static_cast<char*>(managed_->dl_tensor.data) + managed_->dl_tensor.byte_offset;
   }
+  int device() const { return managed_->dl_tensor.device.device_id; }
   ArgumentShape shape() const {
     ArgumentShape shape;
     if (managed_ == nullptr) return shape;
@@ -105,9 +106,7 @@ class DeviceTensor {
 
  private:
   void ExpectDevice(const DeviceTensor& other) const {
-    if (managed_->dl_tensor.device.device_id != other.managed_->dl_tensor.device.device_id) {
-      Refuse("expected the device of inputs, got another");
-    }
+    if (device() != other.device()) Refuse("expected the device of inputs, got another");
   }
 
   [[noreturn]] void Refuse(const char* sentence) const {
@@ -301,6 +300,9 @@ void RefuseBadLengths(const LstmProblem& p, const int32_t* flag, uintptr_t strea
 }
 
 void CheckPair(const Call& first, const Call& second) {
+  if (second.inputs().device() != first.inputs().device()) {
+    throw py::value_error("second: expected arrays on the first call's device, got another");
+  }
   if (second.steps() == first.steps()) return;
   throw py::value_error("second: expected as many timesteps as the first call has, got " +
                         std::to_string(second.steps()) + " for " + std::to_string(first.steps()));
