@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -288,17 +289,6 @@ class BackwardArrays {
       dh0_, dc0_, scratch_, workspace_;
 };
 
-// Waits for the stream.
-void RefuseBadLengths(const LstmProblem& p, const int32_t* flag, uintptr_t stream) {
-  int32_t value = 0;
-  ThrowIfError(ReadCudaFlag(flag, Stream(stream), &value));
-  if (value == 0) return;
-  throw py::value_error(
-      p.row_splits != nullptr
-          ? "row_splits: expected them to rise from 0 to the number of values, got others"
-          : "sequence_lengths: expected values in [0, timesteps], got others");
-}
-
 void CheckPair(const Call& first, const Call& second) {
   if (second.inputs().device() != first.inputs().device()) {
     throw py::value_error("second: expected arrays on the first call's device, got another");
@@ -308,15 +298,47 @@ void CheckPair(const Call& first, const Call& second) {
                         std::to_string(second.steps()) + " for " + std::to_string(first.steps()));
 }
 
+// Runs what `launch` does; `calls`: what it serves. Without Python's lock: a launch waits where the
+// stream's queue is full, perhaps for a callback in it that needs the lock.
+template <typename Launch>
+Status LaunchForward(std::initializer_list<const LstmForward*> calls, int32_t* bad_length,
+                     CUstream_st* stream, int32_t* value, Launch launch) {
+  const py::gil_scoped_release unlocked;
+  if (bad_length != nullptr) MASKED_LSTM_RETURN_IF_ERROR(ClearCudaFlag(bad_length, stream));
+  MASKED_LSTM_RETURN_IF_ERROR(launch());
+  for (const LstmForward* call : calls) {
+    CountCudaCall(ForwardCudaKernel(*call), call->problem.dtype, Pass::kForward);
+  }
+  return bad_length == nullptr ? OkStatus() : ReadCudaFlag(bad_length, stream, value);
+}
+template <typename Launch>
+Status LaunchBackward(std::initializer_list<const LstmBackward*> calls, Launch launch) {
+  const py::gil_scoped_release unlocked;
+  MASKED_LSTM_RETURN_IF_ERROR(launch());
+  for (const LstmBackward* call : calls) {
+    CountCudaCall(BackwardCudaKernel(*call), call->problem.dtype, Pass::kBackward);
+  }
+  return OkStatus();
+}
+
+void RefuseBadLengths(const LstmProblem& p, int32_t bad) {
+  if (bad == 0) return;
+  throw py::value_error(
+      p.row_splits != nullptr
+          ? "row_splits: expected them to rise from 0 to the number of values, got others"
+          : "sequence_lengths: expected values in [0, timesteps], got others");
+}
+
 // `flag`: int32, where lengths are to be checked, or None.
 void Forward(const Call& of, const py::tuple& given, const py::object& flag, uintptr_t stream) {
-  const ForwardArrays arrays(of, given);
+  const ForwardArrays a(of, given);
   const DeviceTensor bad_length("bad_length", flag);
   int32_t* const bad = static_cast<int32_t*>(bad_length.data());
-  if (bad != nullptr) ThrowIfError(ClearCudaFlag(bad, Stream(stream)));
-  ThrowIfError(RunCudaForward(arrays.call, of.steps(), bad, Stream(stream)));
-  CountCudaCall(ForwardCudaKernel(arrays.call), of.problem().dtype, Pass::kForward);
-  if (bad != nullptr) RefuseBadLengths(of.problem(), bad, stream);
+  int32_t value = 0;
+  ThrowIfError(LaunchForward({&a.call}, bad, Stream(stream), &value, [&] {
+    return RunCudaForward(a.call, of.steps(), bad, Stream(stream));
+  }));
+  RefuseBadLengths(of.problem(), value);
 }
 
 void ForwardPair(const Call& first, const Call& second, const py::tuple& given,
@@ -325,28 +347,26 @@ void ForwardPair(const Call& first, const Call& second, const py::tuple& given,
   const ForwardArrays a(first, given), b(second, given_second);
   const DeviceTensor bad_length("bad_length", flag);
   int32_t* const bad = static_cast<int32_t*>(bad_length.data());
-  if (bad != nullptr) ThrowIfError(ClearCudaFlag(bad, Stream(stream)));
-  ThrowIfError(RunCudaForwardPair({a.call, b.call}, first.steps(), bad, Stream(stream)));
-  for (const LstmForward* call : {&a.call, &b.call}) {
-    CountCudaCall(ForwardCudaKernel(*call), call->problem.dtype, Pass::kForward);
-  }
-  if (bad != nullptr) RefuseBadLengths(first.problem(), bad, stream);
+  int32_t value = 0;
+  ThrowIfError(LaunchForward({&a.call, &b.call}, bad, Stream(stream), &value, [&] {
+    return RunCudaForwardPair({a.call, b.call}, first.steps(), bad, Stream(stream));
+  }));
+  RefuseBadLengths(first.problem(), value);
 }
 
 void Backward(const Call& of, const py::tuple& given, uintptr_t stream) {
-  const BackwardArrays arrays(of, given);
-  ThrowIfError(RunCudaBackward(arrays.call, of.steps(), nullptr, Stream(stream)));
-  CountCudaCall(BackwardCudaKernel(arrays.call), of.problem().dtype, Pass::kBackward);
+  const BackwardArrays a(of, given);
+  ThrowIfError(LaunchBackward(
+      {&a.call}, [&] { return RunCudaBackward(a.call, of.steps(), nullptr, Stream(stream)); }));
 }
 
 void BackwardPair(const Call& first, const Call& second, const py::tuple& given,
                   const py::tuple& given_second, uintptr_t stream) {
   CheckPair(first, second);
   const BackwardArrays a(first, given), b(second, given_second);
-  ThrowIfError(RunCudaBackwardPair({a.call, b.call}, first.steps(), nullptr, Stream(stream)));
-  for (const LstmBackward* call : {&a.call, &b.call}) {
-    CountCudaCall(BackwardCudaKernel(*call), call->problem.dtype, Pass::kBackward);
-  }
+  ThrowIfError(LaunchBackward({&a.call, &b.call}, [&] {
+    return RunCudaBackwardPair({a.call, b.call}, first.steps(), nullptr, Stream(stream));
+  }));
 }
 
 std::map<std::string, int64_t> Calls() {
