@@ -12,9 +12,12 @@ Our float32 is exact: at "tf32" peers may round products to TF32 and we do not.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import itertools
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -203,27 +206,57 @@ def write(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def measure_point(point, peers, note):
-    """(times, errors) of every peer that can do the point with right results."""
+class TooSlowError(Exception):
+    """A peer has taken longer to prepare (to compile kernels, say) than it may."""
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+    def stop(*_):
+        raise TooSlowError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measure_point(point, peers, note, seconds=60):
+    """(times, errors, broken): of every peer that can do the point with right results; and which of
+    ours cannot. A peer of others that takes longer than `seconds` to prepare is taken from `peers`.
+    """
     from gpu_peers import Problem
 
-    problem = Problem(point)
-    prepared, errors = {}, {}
-    for name, peer in peers.items():
+    prepared, errors, broken = {}, {}, []
+    problem = None
+    for name, peer in list(peers.items()):
         if reason := peer.refuses(point):
             note(f"  {name}: {reason}")
             continue
         try:
-            call, outputs = peer.prepare(problem)
-            errors[name] = problem.error(outputs())
+            problem = problem or Problem(point)
+            with contextlib.nullcontext() if peer.ours else at_most(seconds):
+                call, outputs = peer.prepare(problem)
+                errors[name] = problem.error(outputs())
+        except TooSlowError:
+            note(f"  {name}: not prepared in {seconds:.0f} s: left out (--seconds gives it more)")
+            del peers[name]
         except Exception as error:  # of any library; a missing peer must not end the run
-            note(f"  {name} failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
-            continue
-        if not errors[name] <= ERROR_LIMITS[point.dtype]:
+            first = (str(error).splitlines() or [""])[0][:200]
+            note(f"  {name} failed: {type(error).__name__}: {first}")
+            if peer.ours and "out of memory" not in str(error).lower():
+                broken.append(name)
+        else:
+            if errors[name] <= ERROR_LIMITS[point.dtype]:
+                prepared[name] = (call, peer.clock)
+                continue
             note(f"  {name}: WRONG RESULTS, error {errors[name]:.1e}: not timed")
-            continue
-        prepared[name] = (call, peer.clock)
-    return (measure(prepared) if prepared else {}), errors
+            if peer.ours:
+                broken.append(name)
+    return (measure(prepared) if prepared else {}), errors, broken
 
 
 def run(options) -> int:
@@ -253,15 +286,14 @@ def run(options) -> int:
     peaks = Peaks(event_clock(torch), torch)
     rates = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in peaks.tflops.items())
     print(f"matrix product, TFLOP/s: {rates}; copy {peaks.gbs:.0f} GB/s", flush=True)
-    points, rows, done, wrong = grid(), [], 0, 0
+    points, rows, done, wrong = grid(), [], 0, []
     for point in points:
         if time.monotonic() > end:
             break
         set_tf32(torch, point.dtype == "tf32")
-        times, errors = measure_point(point, peers, lambda text: print(text, flush=True))
-        wrong += sum(
-            not errors[name] <= ERROR_LIMITS[point.dtype] for name in errors if name == "ours"
-        )
+        note = functools.partial(print, flush=True)
+        times, errors, broken = measure_point(point, peers, note, options.seconds / 4)
+        wrong += broken
         new = rows_of(point, times, errors, peers, facts, peaks)
         rows += new
         done += 1
@@ -278,4 +310,7 @@ def run(options) -> int:
     else:
         for chart in gpu_charts.draw_all(rows, path):
             print(f"chart {chart}")
-    return int(wrong > 0)
+    if wrong:
+        print(f"FAILED: {len(wrong)} times ours failed or was wrong, see above")
+    expected = not options.peers or "ours" in options.peers
+    return int(bool(wrong) or expected and not any(row["peer"] == "ours" for row in rows))

@@ -1,5 +1,5 @@
-"""The CUDA kernels on a GPU: parity with the specification, PyTorch's and Keras' cuDNN; CUDA
-graphs, streams and faults; a short run for sanitizers.
+"""The CUDA kernels on a GPU: parity with the specification and PyTorch's cuDNN; CUDA graphs,
+streams, threads and faults; a short run for sanitizers. TensorFlow is gpu_keras.py's.
 
     python bench/gpu_check.py parity | short | capability
 
@@ -9,6 +9,7 @@ See gpu_check.sh. What is fast is measured by `python bench/run.py --device cuda
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import importlib.util
 import itertools
 import sys
@@ -48,7 +49,7 @@ def problem(batch, timesteps, input_dim, units, seed=0):
 def masks(batch, timesteps, seed=0):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, timesteps + 1, batch)
-    lengths[0] = timesteps
+    lengths[:1] = timesteps
     positions = np.arange(timesteps)
     return {
         "none": {},
@@ -160,7 +161,7 @@ def parity() -> int:
             if not worst <= 1:
                 failures += 1
                 print(f"FAILED {shape} {dtype} {mask} {options}: {worst:.1f} times the limit")
-    checks = (invariance, ragged_batch, wide, cudnn, keras_cudnn, graph, streams, faults)
+    checks = (invariance, ragged_batch, empty, wide, cudnn, graph, streams, threads, cupy, faults)
     for function in checks:
         count += 1
         outcome = function()
@@ -175,20 +176,22 @@ def verdict(good) -> str:
 
 
 def invariance() -> str:
-    """Rows alone have the bits they have in a batch; twice the same bits:"""
+    """Rows have their bits alone, in another order, with more padding; twice the same bits:"""
     p, mask = problem(37, 20, 24, 80), masks(37, 20)["holes"]
     whole, again = (run(p, mask, {}, torch.float32) for _ in range(2))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(whole, again, strict=True))
-    for row in (0, 5, 36):
-        part = {
-            name: p[name] if "kernel" in name or name == "bias" else p[name][row : row + 1]
-            for name in p
-            if name != "initial_state"
-        }
-        part["initial_state"] = tuple(state[row : row + 1] for state in p["initial_state"])
-        alone = run(part, {"mask": mask["mask"][row : row + 1]}, {}, torch.float32)
-        for index in (0, 1, 2, 3, 7, 8):  # outputs, h, c, dx, dh0, dc0
-            same &= alone[index].tobytes() == whole[index][row : row + 1].tobytes()
+    for rows in ([0], [5], [36], list(range(37))[::-1]):
+        for padding in (0, 7):
+            part = {name: p[name] for name in p if "kernel" in name or name == "bias"}
+            part["initial_state"] = tuple(state[rows] for state in p["initial_state"])
+            part |= {name: p[name][rows] for name in ("d_h", "d_c")}
+            for name in ("inputs", "d_outputs"):
+                part[name] = np.pad(p[name][rows], ((0, 0), (0, padding), (0, 0)))
+            valid = np.pad(mask["mask"][rows], ((0, 0), (0, padding)))
+            got = run(part, {"mask": valid}, {}, torch.float32)
+            for index in (0, 1, 2, 3, 7, 8):  # outputs, h, c, dx, dh0, dc0
+                values = got[index][:, :20] if got[index].ndim == 3 else got[index]
+                same &= values.tobytes() == whole[index][rows].tobytes()
     return verdict(same)
 
 
@@ -212,8 +215,16 @@ def ragged_batch() -> str:
     return verdict(same)
 
 
+def empty() -> str:
+    """No timesteps, no rows, no input:"""
+    shapes = itertools.product(
+        ((3, 0, 2, 5), (0, 3, 2, 5), (2, 3, 0, 5)), ({}, dict(recompute=True))
+    )
+    return verdict(all(check(shape, "float32", "holes", more) <= 1 for shape, more in shapes))
+
+
 def wide() -> str:
-    """More units than blocks can run at once (U = 5000):"""
+    """More tiles of 16 units than a GPU of 148 multiprocessors has blocks for (U = 5000):"""
     return verdict(check((2, 2, 3, 5000), "float32", "lengths", {}) <= 1)
 
 
@@ -237,40 +248,6 @@ def cudnn() -> str:
     return verdict(worst_error(run(p, {}, {}, torch.float32), expected, "float32") <= 1)
 
 
-def keras_cudnn() -> str:
-    """The layer on TensorFlow's GPU against keras.layers.LSTM(use_cudnn=True):"""
-    if importlib.util.find_spec("tensorflow") is None:
-        return "not checked, TensorFlow is not installed"
-    import keras
-    import tensorflow as tf
-
-    from masked_lstm import gpus
-
-    if not tf.config.list_physical_devices("GPU") or not gpus.built_for():
-        return "not checked, TensorFlow sees no GPU or the op has no CUDA kernels"
-    import masked_lstm
-
-    rng = np.random.default_rng(0)
-    x = tf.constant(rng.standard_normal((17, 13, 24)), tf.float32)
-    mask = tf.sequence_mask(rng.integers(1, 14, 17), 13)
-    results = []
-    weights = [0.2 * rng.standard_normal(shape) for shape in ((24, 192), (48, 192), (192,))]
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    for layer in (
-        keras.layers.LSTM(48, use_cudnn=True, return_sequences=True),
-        masked_lstm.LSTM(48, backend="fused", return_sequences=True),
-    ):
-        layer.build(x.shape)
-        layer.set_weights(weights)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x, mask=mask) * tf.cast(mask, tf.float32)[..., None]
-            loss = tf.reduce_sum(y * y)
-        gradients = tape.gradient(loss, [x, *[v.value for v in layer.trainable_variables]])
-        results.append([np.asarray(value, np.float64) for value in (y, *gradients)])
-    return verdict(worst_error(results[1], results[0], "float32") <= 1)
-
-
 def gpu_arguments(p):
     names = ("inputs", "kernel", "recurrent_kernel", "bias")
     return [on_gpu(p[name], torch.float32) for name in names]
@@ -282,11 +259,16 @@ def both_passes(arguments, d_outputs, lengths):
     return [*result[:3], *gradients]
 
 
+def equal(got, expected):
+    return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def graph() -> str:
-    """Captured into a CUDA graph and replayed with other inputs:"""
-    first, second = problem(9, 12, 16, 40, seed=1), problem(9, 12, 16, 40, seed=2)
+    """Captured into a CUDA graph and replayed with other inputs, again and again:"""
     lengths = torch.tensor(masks(9, 12)["lengths"]["sequence_lengths"], device="cuda").int()
-    arguments, d_outputs = gpu_arguments(first), on_gpu(first["d_outputs"], torch.float32)
+    problems = [problem(9, 12, 16, 40, seed) for seed in range(4)]
+    arguments = gpu_arguments(problems[0])
+    d_outputs = on_gpu(problems[0]["d_outputs"], torch.float32)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -295,17 +277,19 @@ def graph() -> str:
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
         results = both_passes(arguments, d_outputs, lengths)
-    for target, value in zip(arguments, gpu_arguments(second), strict=True):
-        target.copy_(value)
-    lengths.copy_(lengths.flip(0))
-    captured.replay()
-    torch.cuda.synchronize()
-    expected = both_passes(gpu_arguments(second), d_outputs, lengths)
-    return verdict(all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)))
+    same = True
+    for other in problems[1:]:
+        for target, value in zip(arguments, gpu_arguments(other), strict=True):
+            target.copy_(value)
+        lengths.copy_(lengths.roll(1))
+        captured.replay()
+        torch.cuda.synchronize()
+        same &= equal(results, both_passes(arguments, d_outputs, lengths))
+    return verdict(same)
 
 
-def streams() -> str:
-    """Eight calls at once on eight streams:"""
+def concurrent_calls():
+    """(arguments, what they give alone, a stream) of eight calls that fill the GPU."""
     calls = []
     for seed in range(8):
         p = problem(40, 20, 16, 200, seed)
@@ -313,14 +297,56 @@ def streams() -> str:
         arguments = (gpu_arguments(p), on_gpu(p["d_outputs"], torch.float32), lengths.int())
         calls.append((arguments, both_passes(*arguments), torch.cuda.Stream()))
     torch.cuda.synchronize()
-    again = []
+    return calls
+
+
+def streams() -> str:
+    """Eight calls at once on eight streams, beside products of matrices:"""
+    calls, again = concurrent_calls(), []
+    busy, matrix = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
+    torch.cuda.synchronize()
     for _ in range(5):
+        with torch.cuda.stream(busy):
+            for _ in range(10):
+                matrix @ matrix
         for arguments, expected, stream in calls:
             with torch.cuda.stream(stream):
                 again.append((both_passes(*arguments), expected))
     torch.cuda.synchronize()
-    same = all(torch.equal(a, b) for got, want in again for a, b in zip(got, want, strict=True))
-    return verdict(same)
+    return verdict(all(equal(got, want) for got, want in again))
+
+
+def threads() -> str:
+    """Eight threads with a stream each:"""
+    calls = concurrent_calls()
+
+    def work(call):
+        arguments, expected, stream = call
+        with torch.cuda.stream(stream):
+            results = [both_passes(*arguments) for _ in range(5)]
+            stream.synchronize()
+            return all(equal(got, expected) for got in results)
+
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return verdict(all(pool.map(work, calls)))
+
+
+def cupy() -> str:
+    """CuPy's arrays on a stream of CuPy's have the bits of PyTorch's:"""
+    if importlib.util.find_spec("cupy") is None:
+        return "not checked, CuPy is not installed"
+    import cupy as cp
+
+    p = problem(19, 12, 16, 40)
+    lengths = masks(19, 12)["lengths"]["sequence_lengths"]
+    arguments, d_outputs = gpu_arguments(p), on_gpu(p["d_outputs"], torch.float32)
+    expected = both_passes(arguments, d_outputs, torch.tensor(lengths, device="cuda"))
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        given = [cp.asarray(value.cpu().numpy()) for value in (*arguments, d_outputs)]
+        results = both_passes(given[:-1], given[-1], cp.asarray(lengths))
+        results = [torch.tensor(cp.asnumpy(value)) for value in results]
+        stream.synchronize()
+    return verdict(equal(results, [value.cpu() for value in expected]))
 
 
 def faults() -> str:
@@ -348,14 +374,19 @@ def faults() -> str:
 
 
 def short() -> int:
-    """A few small calls, for compute-sanitizer."""
-    bad = [
-        (shape, dtype)
-        for shape in [(5, 4, 3, 5), (11, 3, 9, 40)]
-        for dtype in ("float32", "bfloat16")
-        if not check(shape, dtype, "holes", {}) <= 1
+    """A few small calls, for compute-sanitizer: all kernels of two dtypes."""
+    cases = [
+        ((5, 4, 3, 5), "float32", "holes", {}),
+        ((11, 3, 9, 40), "bfloat16", "lengths", dict(recompute=True, go_backwards=True)),
+        ((11, 3, 9, 40), "float32", "lengths", dict(factors=True)),
     ]
-    return len(bad)
+    wrong = [case for case in cases if not check(*case) <= 1]
+    p, lengths = problem(5, 4, 3, 20), masks(5, 4)["lengths"]
+    whole, splits = ragged(p, lengths)
+    run(whole, {"row_splits": splits}, {}, torch.float32)
+    for case in wrong:
+        print(f"FAILED {case}")
+    return len(wrong)
 
 
 def main() -> int:

@@ -6,55 +6,81 @@
 #
 #   bench/gpu_check.sh [FOLDER]      results go to FOLDER (bench/results)
 #
-# The log's last line tells what may be added to QUALIFIED in python/masked_lstm/gpus.py.
+# The log's last line tells what may be added to QUALIFIED in python/masked_lstm/gpus.py. A step that
+# hangs is ended, and counts as failed.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/bench/results}
 python=${PYTHON:-python3}
-name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--' | tr 'A-Z' 'a-z')
+# A toolkit's and PyPI's nvcc and compute-sanitizer, where they are not on PATH.
+wheels=$("$python" -c "import glob, nvidia
+print(':'.join(f for p in nvidia.__path__ for f in glob.glob(p + '/cu*/bin')))" 2> /dev/null || true)
+export PATH="$PATH:/usr/local/cuda/bin:$wheels"
+for tool in nvidia-smi nvcc cmake ninja; do
+  command -v $tool > /dev/null || { echo "error: expected $tool, found none" >&2; exit 1; }
+done
+gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader) || { echo "error: $gpu" >&2; exit 1; }
+name=$(echo "$gpu" | head -n 1 | tr ' /' '--' | tr 'A-Z' 'a-z')
 stem=$out/cuda-$name-$(date +%F)
 mkdir -p "$out"
 began=$(date +%s)
+# What is qualified is what runs where nobody asks for anything else.
+unset MASKED_LSTM_CUDA_KERNEL MASKED_LSTM_CHECK_LENGTHS MASKED_LSTM_GPU
 
 build=$root/build/gpu_check
-tensorflow() {  # $1: compile or link: TensorFlow's flags, ;-separated, or nothing without it
-  TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import tensorflow as tf
-print(';'.join(tf.sysconfig.get_$1_flags()))" 2> /dev/null || true
+tensorflow() {  # $1: of TensorFlow, an expression of Python; nothing without it
+  TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import tensorflow as tf; print($1)" 2> /dev/null || true
 }
-cmake -S "$root" -B "$build" -G Ninja -DMASKED_LSTM_CUDA=ON \
+version=$(tensorflow tf.__version__)
+# Of an earlier run, perhaps with another Python.
+rm -rf "$build/CMakeCache.txt" "$build/masked_lstm"
+cmake -S "$root" -B "$build" -G Ninja -DMASKED_LSTM_CUDA=ON -DMASKED_LSTM_XLA=OFF \
   -DMASKED_LSTM_CUDA_ARCHITECTURES="${MASKED_LSTM_CUDA_ARCHITECTURES:-native}" \
   -DMASKED_LSTM_OUTPUT_DIR="$build/masked_lstm" -DPython_EXECUTABLE="$(command -v "$python")" \
-  -DMASKED_LSTM_TF_COMPILE_FLAGS="$(tensorflow compile)" \
-  -DMASKED_LSTM_TF_LINK_FLAGS="$(tensorflow link)" \
-  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" > "$stem.build.log"
-cmake --build "$build" >> "$stem.build.log" 2>&1 || { tail -n 40 "$stem.build.log"; exit 1; }
-for file in "$root"/python/masked_lstm/*.py; do cp "$file" "$build/masked_lstm/"; done
-version=$(TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import tensorflow as tf; print(tf.__version__)" \
-  2> /dev/null || true)
+  -DMASKED_LSTM_TF_VERSION="$version" \
+  -DMASKED_LSTM_TF_COMPILE_FLAGS="$(tensorflow "';'.join(tf.sysconfig.get_compile_flags())")" \
+  -DMASKED_LSTM_TF_LINK_FLAGS="$(tensorflow "';'.join(tf.sysconfig.get_link_flags())")" \
+  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" > "$stem.build.log" 2>&1 &&
+  cmake --build "$build" >> "$stem.build.log" 2>&1 || { tail -n 40 "$stem.build.log"; exit 1; }
+cp "$root"/python/masked_lstm/*.py "$build/masked_lstm/"
 {
   echo "TENSORFLOW_VERSION = \"$version\""
   echo "CUDA_ARCHITECTURES = \"$(cat "$build/cuda_architectures.txt")\""
+  echo "NO_XLA = \"$(cat "$build/no_xla.txt")\""
 } > "$build/masked_lstm/_build_info.py"
 export PYTHONPATH=$build
 
 status=0
+step() {  # $1: seconds it may take, then the command
+  limit=$1
+  shift
+  timeout -k 5 "$limit" "$@" >> "$stem.log" 2>&1 || {
+    code=$?
+    echo "FAILED, $([ $code = 124 ] && echo "ended after $limit s" || echo "exit status $code"): $*" \
+      >> "$stem.log"
+    status=1
+  }
+}
 {
   date
   git -C "$root" rev-parse HEAD || true
   nvidia-smi || true
+  nvcc --version | tail -n 1
+  echo "built in $(($(date +%s) - began)) s"
 } > "$stem.log" 2>&1
-"$python" "$root/bench/gpu_check.py" parity >> "$stem.log" 2>&1 || status=1
+step 150 "$python" "$root/bench/gpu_check.py" parity
 grep -q "^parity: passed" "$stem.log" || status=1
-tail -n 12 "$stem.log"
+if [ -n "$version" ]; then step 75 "$python" "$root/bench/gpu_keras.py"; fi
+tail -n 14 "$stem.log"
 "$root/bench/sanitize.sh" "$stem.log" "$python" "$root/bench/gpu_check.py" short || status=1
-# What is left of 8 minutes, with room for peaks and charts.
+# What is left of 8 minutes, with room for peaks, the last point and charts.
 seconds=$((420 - $(date +%s) + began))
 [ "$seconds" -gt 240 ] && seconds=240
 [ "$seconds" -lt 30 ] && seconds=30
-"$python" "$root/bench/run.py" --device cuda --seconds "$seconds" --out "$stem.csv" \
-  >> "$stem.log" 2>&1 || status=1
+step $((seconds + 90)) "$python" "$root/bench/run.py" --device cuda --seconds "$seconds" \
+  --out "$stem.csv"
 tail -n 8 "$stem.log"
-capability=$("$python" "$root/bench/gpu_check.py" capability)
+capability=$("$python" "$root/bench/gpu_check.py" capability || echo unknown)
 result=$([ $status = 0 ] && echo passed || echo FAILED)
 echo "qualification: compute capability $capability: $result" | tee -a "$stem.log"
 exit $status

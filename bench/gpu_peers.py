@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -44,7 +46,8 @@ class Problem:
         self.lengths = point.lengths()
         positions = torch.arange(timesteps)
         self.mask = (positions < torch.from_numpy(self.lengths)[:, None]).to(DEVICE)
-        self.expected = self._lstm(torch.float64)(self.x.double())[0].detach()
+        with torch.no_grad():
+            self.expected = self._lstm(torch.float64).eval()(self.x.double())[0]
 
     def _lstm(self, dtype, cls=torch.nn.LSTM):
         """PyTorch's LSTM with these weights; its gates have Keras' order."""
@@ -111,7 +114,8 @@ class Dense(Peer):
     """torch.nn.LSTM on every step: cuDNN's persistent kernels where it chooses them."""
 
     def prepare(self, problem):
-        lstm, training = problem.lstm(), problem.point.pass_name == "training"
+        training = problem.point.pass_name == "training"
+        lstm = problem.lstm().train(training)  # cuDNN keeps less for inference
         lstm.flatten_parameters()
         x = problem.x.clone().requires_grad_(training)
 
@@ -140,7 +144,11 @@ class Packed(Dense):
 
 
 class FlashRNN(Peer):
-    """The flashrnn package's fused kernels, after a product of PyTorch for x.W; every step."""
+    """The flashrnn package's fused kernels, after a product of PyTorch for x.W; every step.
+
+    As its README has it, of G gates and N heads: Wx (B,T,G,N,D), R (G,N,D,D), b (G,N,D); states
+    (S,B,T,N,D) with h first. Which way round R is, it does not say.
+    """
 
     def __init__(self, clock):
         super().__init__(clock)
@@ -171,8 +179,9 @@ class FlashRNN(Peer):
         def call():
             with torch.set_grad_enabled(training):
                 wx = (x @ kernel).view(batch, timesteps, 4, 1, units)
-                options = dict(function="lstm", backend="cuda_fused", dtype="bfloat16")
-                states, _ = self.flashrnn(wx, recurrent, bias, **options)
+                states, _ = self.flashrnn(
+                    wx, recurrent, bias, function="lstm", backend="cuda_fused"
+                )
                 y = states[0].reshape(batch, timesteps, units)
             if training:
                 for leaf in leaves:
@@ -266,6 +275,39 @@ class Layer(KerasCudnn):
         return self.masked_lstm.LSTM(units, return_sequences=True, backend="fused", dtype=dtype)
 
 
+# Both bring CUDA's libraries, perhaps of different versions: whether one process can use both is
+# found out in another, which may crash.
+TOGETHER = """
+import os
+os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+import torch
+torch.nn.LSTM(8, 8, device="cuda")(torch.zeros(2, 2, 8, device="cuda"))
+import tensorflow as tf
+import keras
+assert tf.config.list_physical_devices("GPU"), "TensorFlow sees no GPU"
+keras.layers.LSTM(8, use_cudnn=True)(tf.zeros((2, 2, 8)))
+torch.cuda.synchronize()
+"""
+
+
+@functools.cache
+def tensorflow_missing() -> str | None:
+    """Why TensorFlow cannot be measured beside PyTorch; None if it can."""
+    if importlib.util.find_spec("tensorflow") is None:
+        return "tensorflow is not installed"
+    command, environment = [sys.executable, "-c", TOGETHER], {"KERAS_BACKEND": "tensorflow"}
+    try:
+        run = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=90
+        )
+    except subprocess.TimeoutExpired:
+        return "TensorFlow beside PyTorch took more than 90 s to begin"
+    last = (run.stderr.strip().splitlines() or [""])[-1][:200]
+    if run.returncode == 0:
+        return None
+    return f"not beside PyTorch here (exit status {run.returncode}): {last}"
+
+
 REGISTRY = {
     "ours": Ours,
     "torch": Dense,
@@ -274,7 +316,7 @@ REGISTRY = {
     "keras_cudnn": KerasCudnn,
     "layer": Layer,
 }
-NEEDS = {"flashrnn": "flashrnn", "keras_cudnn": "tensorflow", "layer": "tensorflow"}
+OF_TENSORFLOW = ("keras_cudnn", "layer")
 
 
 def load(wanted, clock, note) -> dict[str, Peer]:
@@ -285,8 +327,11 @@ def load(wanted, clock, note) -> dict[str, Peer]:
     for name, peer in REGISTRY.items():
         if wanted and name not in wanted:
             continue
-        if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
-            note(f"{name}: {NEEDS[name]} is not installed")
+        if name == "flashrnn" and importlib.util.find_spec(name) is None:
+            note("flashrnn: flashrnn is not installed")
+            continue
+        if name in OF_TENSORFLOW and (reason := tensorflow_missing()):
+            note(f"{name}: {reason}")
             continue
         try:
             peers[name] = peer(clock)

@@ -4,6 +4,7 @@ import csv
 import pathlib
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -212,3 +213,55 @@ def test_cuda_rows_and_charts(tmp_path):
     names = {chart.name for chart in gpu_charts.draw_all(rows, path)}
     assert "cuda-a-gpu-units.png" in names and "cuda-a-gpu-ratios.png" in names
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_cuda_peers_that_fail(monkeypatch):
+    """Ours wrong or failing is told; others that fail, or take long to prepare, are left out."""
+    import gpu
+
+    problem = types.SimpleNamespace(error=lambda outputs: outputs)
+    fake = types.SimpleNamespace(Problem=lambda point: problem)
+    monkeypatch.setitem(sys.modules, "gpu_peers", fake)
+
+    def peer(error, ours=False, seconds=0.0):
+        def prepare(problem):
+            time.sleep(seconds)
+            if isinstance(error, Exception):
+                raise error
+            return None, lambda: error
+
+        refuses = lambda point: None  # noqa: E731
+        clock = lambda call, count: 50.0  # noqa: E731
+        return types.SimpleNamespace(ours=ours, refuses=refuses, prepare=prepare, clock=clock)
+
+    def measure(**peers):
+        notes = []
+        times, _, broken = gpu.measure_point(gpu.grid()[0], peers, notes.append, 0.05)
+        return set(times), broken, set(peers), "\n".join(notes)
+
+    right, slow = peer(1e-6), peer(1e-6, seconds=60)
+    times, broken, left, notes = measure(ours=peer(1e-6, True), torch=right, flashrnn=slow)
+    assert (times, broken, left) == ({"ours", "torch"}, [], {"ours", "torch"})
+    assert "flashrnn: not prepared in 0 s: left out" in notes
+    times, broken, _, notes = measure(ours=peer(0.5, True), layer=peer(OSError("no\nmore"), True))
+    assert (times, broken) == (set(), ["ours", "layer"])
+    assert "WRONG RESULTS" in notes and "layer failed: OSError: no" in notes
+    crowded = RuntimeError("CUDA out of memory. Tried")
+    times, broken, left, _ = measure(ours=peer(crowded, True), torch=peer(OSError()), packed=right)
+    assert (times, broken, left) == ({"packed"}, [], {"ours", "torch", "packed"})
+
+
+def test_gpu_check_ends_at_once_without_a_gpu(tmp_path):
+    """One sentence, and nothing is written."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("dirname", "env", "sh"):
+        (tools / name).symlink_to(f"/usr/bin/{name}")
+    run = subprocess.run(
+        ["/bin/sh", ROOT / "bench/gpu_check.sh", tmp_path / "results"],
+        env={"PATH": str(tools), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1 and run.stderr == "error: expected nvidia-smi, found none\n"
+    assert not (tmp_path / "results").exists()

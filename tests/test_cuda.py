@@ -74,12 +74,17 @@ def test_on_the_host_executor(executor, tmp_path):
     }
     assert len(compiled) > 40
     assert not {name for name, address in compiled.items() if address not in launched}
-    assert {name.split("<")[0] for name in compiled} == kernels_in(CUDA.glob("*.cuh"))
+    assert {name.split("<")[0] for name in compiled} == kernels_in(CUDA.glob("*.cu*"))
 
 
 def kernels_in(paths):
     declaration = r"__global__ void(?:\s+__launch_bounds__\([\w:, ]+\))?\s+(\w+)\("
-    return {name for path in paths for name in re.findall(declaration, path.read_text())}
+    names = set()
+    for path in paths:
+        found = re.findall(declaration, path.read_text())
+        assert len(found) == path.read_text().count("__global__"), f"{path}: written in another way"
+        names.update(found)
+    return names
 
 
 def test_every_kernel_has_a_case():
@@ -105,17 +110,34 @@ def test_the_executor_finds_what_it_is_for(executor, tmp_path):
         assert run(case).returncode < 0 and words in run(case).stderr
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-def test_nvcc_spills_nothing(architecture, tmp_path):
+def run_nvcc(folder, *flags):
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
-    command = [nvcc, "-std=c++17", f"-arch={architecture}", "-O3", f"-I{ROOT}/csrc", "-Xptxas=-v"]
-    command += ["-cubin", CUDA / "launch.cu", "-o", tmp_path / "launch.cubin"]
-    run = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
-    )
+    command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT}/csrc", CUDA / "launch.cu", *flags]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
+    return run
+
+
+def test_blocks_see_what_others_wrote(tmp_path):
+    """What the executor cannot show of the recurrences: their barrier between blocks releases and
+    acquires, and nothing is read through the cache that does not take part in that."""
+    run_nvcc(tmp_path, "-arch=compute_80", "-ptx", "-o", tmp_path / "launch.ptx")
+    text = (tmp_path / "launch.ptx").read_text()
+    entries = re.findall(r"\.entry (\S*(?:For|Back)wardKernel\S*)\((.*?)\n}\n", text, re.S)
+    assert len(entries) == 16
+    for name, body in entries:
+        barrier = r"\n\s*(?:membar\.gl|fence\.\S+\.gpu);.*atom\S*\.add.*ld\.acquire\.gpu"
+        assert re.search(barrier, body, re.S), name
+        assert "ld.global.nc" not in body, name
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_nvcc_spills_nothing(architecture, tmp_path):
+    output = tmp_path / "launch.cubin"
+    run = run_nvcc(tmp_path, f"-arch={architecture}", "-Xptxas=-v", "-cubin", "-o", output)
     report = re.findall(
         r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads",

@@ -1,12 +1,16 @@
 """The GPU op and masked_lstm.cuda without a GPU: their own code, with CUDA's launches run by the
 executor of tests/cuda_host; and the kernels that the op library registers for GPUs."""
 
+import contextlib
 import ctypes
+import gc
 import importlib.util
 import pathlib
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 import types
 
 import numpy as np
@@ -160,6 +164,25 @@ def test_gpu_op_clamps_lengths_and_tells_when_asked(run_op, monkeypatch):
         run_op(problem, True, sequence_lengths=np.array([9, -1, 2], np.int32))
 
 
+def test_gpu_op_refuses_sizes_that_overflow(libraries):
+    """B*T*U of outputs would not fit 64 bits: an error, where TensorFlow ends the process."""
+    import tensorflow as tf
+
+    from masked_lstm import ops
+
+    ops.load()
+    tf.load_library(str(libraries[0]))
+
+    @tf.function(autograph=False)
+    def traced(x):
+        with tf.compat.v1.get_default_graph()._kernel_label_map({"MaskedLstm": "executor"}):
+            return ops.lstm(x, tf.zeros((0, 64)), tf.zeros((16, 64)))
+
+    for shape in ((1, 2**60, 0), (4, 2**32, 0)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="a reserve below 2.56 values"):
+            traced(tf.zeros(shape))
+
+
 def test_gpu_kernels_are_registered():
     """Of every dtype, with no argument in host memory; on this machine too, whatever it has."""
     pytest.importorskip("tensorflow")
@@ -181,23 +204,28 @@ def test_gpu_kernels_are_registered():
 # ---- DLPack --------------------------------------------------------------------------------------
 
 
-def device_capsule(array, device=0):
+def device_capsule(array, device=2, number=0):
     """A DLPack capsule that says its (host) memory is CUDA's."""
-    capsule = np.asarray(array).view(np.ndarray).__dlpack__()
+    return mark(np.asarray(array).view(np.ndarray).__dlpack__(), device, number)
+
+
+def mark(capsule, device, number=0):
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # DLTensor: the data pointer, then the device's type.
-    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = 2
-    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 12).value = device
+    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = device
+    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 12).value = number
     return capsule
 
 
 class Device:
+    entered = 0
+
     def __enter__(self):
-        return self
+        Device.entered += 1
 
     def __exit__(self, *_):
-        pass
+        Device.entered -= 1
 
 
 class FakeArray(np.ndarray):
@@ -211,7 +239,7 @@ class FakeArray(np.ndarray):
 
 class OfAnotherGpu(FakeArray):
     def __dlpack__(self, stream=None):
-        return device_capsule(self, device=1)
+        return device_capsule(self, number=1)
 
 
 FakeArray.__module__ = OfAnotherGpu.__module__ = "cupy"
@@ -240,7 +268,11 @@ def fake_gpu(python_module, monkeypatch):
         start = -memory.ctypes.data % 256  # device memory is aligned
         return memory[start : start + size].view(dtype).reshape(shape).view(FakeArray)
 
-    stream = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=0))
+    def current_stream():
+        assert Device.entered, "the stream of another device"
+        return types.SimpleNamespace(ptr=0)
+
+    stream = types.SimpleNamespace(get_current_stream=current_stream)
     names = ("float32", "float64", "uint8", "int32", "int64", "clip")
     cupy = types.SimpleNamespace(
         cuda=stream,
@@ -334,6 +366,100 @@ def test_two_directions_at_once(fake_gpu):
         cuda.forward_pair({"inputs": first["inputs"]}, second)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_any_nonzero_mask_and_any_integer_lengths(fake_gpu, dtype):
+    problem = problems.make_problem(3, 4, 2, 3, "holes")
+    given = [fake(array) for array in (problem.poisoned(), *problem.weights())]
+    want = cuda.forward(*given, mask=fake(problem.mask)).outputs
+    # Values that a cast to uint8 would make 0.
+    mask = (problem.mask * (0.25 if dtype == np.float64 else 256)).astype(dtype)
+    assert cuda.forward(*given, mask=fake(mask)).outputs.tobytes() == want.tobytes()
+    lengths = np.array([4, 0, 2])
+    given[0] = fake(problem.inputs)
+    want = cuda.forward(*given, sequence_lengths=fake(lengths)).outputs
+    for narrow in (np.int8, np.uint8, np.uint32, np.uint64):
+        got = cuda.forward(*given, sequence_lengths=fake(lengths.astype(narrow))).outputs
+        assert got.tobytes() == want.tobytes()
+    with pytest.raises(TypeError, match="sequence_lengths: expected an integer dtype, got float"):
+        cuda.forward(*given, sequence_lengths=fake(lengths.astype(np.float32)))
+
+
+def test_torch_masks_and_lengths():
+    """As above, of what PyTorch's part makes of them."""
+    torch = pytest.importorskip("torch")
+    library = cuda._Torch(torch.zeros(1))
+    for mask in ([0.0, 0.25], [0, 256], [False, True]):
+        assert library.bytes(torch.tensor(mask)).tolist() == [0, 1]
+    for dtype in (torch.int8, torch.uint8, torch.int32, torch.int64):
+        got = library.integers("sequence_lengths", torch.tensor([3, 0], dtype=dtype), torch.int32)
+        assert got.dtype == torch.int32 and got.tolist() == [3, 0]
+    far = library.integers("sequence_lengths", torch.tensor([2**40, -5]), torch.int32)
+    assert far.tolist() == [2**31 - 1, -1]
+    with pytest.raises(TypeError, match="row_splits: expected an integer dtype"):
+        library.integers("row_splits", torch.zeros(2), torch.int64)
+
+
+def test_other_threads_run_while_it_launches(fake_gpu, python_module, monkeypatch):
+    """A callback in the stream may need Python, and the launch a place in the stream."""
+    launching = threading.Event()
+
+    class Call(python_module.Call):
+        def forward(self, *arguments):
+            launching.set()
+            super().forward(*arguments)
+            launching.clear()
+
+    monkeypatch.setattr(cuda, "_cuda", types.SimpleNamespace(Call=Call))
+    problem = problems.make_problem(16, 60, 16, 48)
+    given = [fake(array) for array in (problem.inputs, *problem.weights())]
+
+    thread = threading.Thread(target=cuda.forward, args=given)
+    thread.start()
+    launching.wait()
+    turns = 0
+    while launching.is_set():
+        time.sleep(0.001)  # gives the lock away: it comes back once the launches let go of it
+        turns += 1
+    thread.join()
+    assert turns > 5
+
+
+def test_empty_arrays_have_any_strides(python_module):
+    """NumPy's and PyTorch's of no timesteps differ."""
+    x = np.lib.stride_tricks.as_strided(np.zeros(6, np.float32), (3, 0, 2), (8, 8, 4))
+    given = [x, *(np.zeros(shape, np.float32) for shape in ((2, 20), (5, 20)))]
+    capsules = tuple(map(device_capsule, given)) + (None,) * 8
+    call = python_module.Call(capsules, (False, False, True, "tanh", "sigmoid"))
+    assert (call.batch, call.reserve_values) == (3, 0)
+
+
+def test_every_array_is_given_back_once(python_module):
+    """Whether it was taken or refused: who made it frees it then. Managed memory is taken too."""
+    arrays = [np.zeros(shape, np.float32) for shape in ((2, 3, 4), (4, 8), (2, 8), (8,))]
+    options = (False, False, True, "tanh", "sigmoid")
+
+    def call(change, device=2):
+        capsules = [device_capsule(array, device) for array in arrays] + [None] * 7
+        change(capsules)
+        return python_module.Call(tuple(capsules), options)
+
+    before = [sys.getrefcount(array) for array in arrays]
+    kept = call(lambda capsules: None)
+    assert kept.forward_workspace(False) == call(lambda capsules: None, 13).forward_workspace(False)
+    assert [sys.getrefcount(array) for array in arrays] == [count + 1 for count in before]
+    del kept
+    refused = {
+        "inputs: expected a CUDA array": lambda capsules: None,
+        "bias: expected a CUDA array": lambda c: c.__setitem__(3, arrays[3].__dlpack__()),
+        "kernel: expected shape": lambda c: c.__setitem__(1, device_capsule(arrays[0])),
+    }
+    for sentence, change in refused.items():
+        with pytest.raises(ValueError, match=sentence):
+            call(change, 1 if sentence.startswith("inputs") else 2)
+    gc.collect()
+    assert [sys.getrefcount(array) for array in arrays] == before
+
+
 def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
     problem = problems.make_problem(2, 3, 2, 2)
     given = [fake(array) for array in (problem.inputs, *problem.weights())]
@@ -354,3 +480,39 @@ def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
         cuda.forward(*given[:3], np.zeros(8))
     with pytest.raises(ValueError, match="row_splits: expected neither mask nor sequence_lengths"):
         cuda.forward(*given, sequence_lengths=lengths, row_splits=lengths)
+
+
+def test_gpu_check_itself(python_module, monkeypatch):
+    """bench/gpu_check.py with PyTorch's tensors in host memory and the executor for a GPU."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.setattr(cuda, "_cuda", python_module)
+
+    class HostTorch(cuda._Torch):
+        def on_device(self):
+            return contextlib.nullcontext()
+
+        def stream(self):
+            return 0
+
+        def capsule(self, array):
+            return mark(super().capsule(array), 2)
+
+        def empty(self, shape, dtype):
+            size = int(np.prod(shape)) * dtype.itemsize
+            memory = torch.full((size + 256,), 0x7F, dtype=torch.uint8)  # garbage
+            start = -memory.data_ptr() % 256
+            return memory[start : start + size].view(dtype).reshape(shape)
+
+    monkeypatch.setattr(cuda, "_library", HostTorch)
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda value, device=None: tensor(value))
+    gpu_check = importlib.import_module("gpu_check")
+    try:
+        for options in gpu_check.OPTIONS:
+            assert gpu_check.check((5, 4, 3, 17), "bfloat16", "holes", options) <= 1
+        for function in (gpu_check.ragged_batch, gpu_check.invariance, gpu_check.empty):
+            assert function() == "passed", function.__doc__
+        assert gpu_check.short() == 0
+    finally:
+        del sys.modules["gpu_check"]

@@ -17,6 +17,9 @@ struct CUstream_st;
 
 namespace masked_lstm {
 
+// Whether sizes are what the calls below take; they check it too. Errors: kInvalidArgument.
+Status CheckCudaSizes(const LstmProblem& problem, int64_t max_steps) noexcept;
+
 // Which kernel would serve the call on the current device.
 CudaKernel ForwardCudaKernel(const LstmForward& call) noexcept;
 CudaKernel BackwardCudaKernel(const LstmBackward& call) noexcept;

@@ -128,18 +128,24 @@ static __global__ void FillKernel(LstmForward call, DeviceSchedule schedule) {
     if (outputs != nullptr && !p.return_sequences) outputs[at] = zero;
   }
   if (outputs == nullptr || !p.return_sequences) return;
-  const int64_t start = StartOfRow(p, row), timesteps = TimestepsOfRow(p, row);
-  if (count == timesteps) return;
-  Stored before = zero;
-  int64_t k = 0;
-  int64_t next = count > 0 ? OutputRow(p, row, schedule.x_rows[first]) : -1;
-  for (int64_t at = start; at < start + timesteps; ++at) {
-    if (at == next) {
-      if (!p.zero_output_for_mask) before = outputs[at * U + unit];
-      ++k;
-      next = k < count ? OutputRow(p, row, schedule.x_rows[first + k]) : -1;
-    } else {
-      outputs[at * U + unit] = before;
+  const int64_t start = StartOfRow(p, row), end = start + TimestepsOfRow(p, row);
+  if (start + count == end) return;
+  // From each step's output to the next's, and from the row's begin (k = -1). Looked up several at
+  // once: a look-up takes as long as many writes.
+  constexpr int kAhead = 8;
+  for (int64_t begin = -1; begin < count; begin += kAhead) {
+    int64_t at[kAhead + 1];
+#pragma unroll
+    for (int i = 0; i <= kAhead; ++i) {
+      const int64_t k = begin + i;
+      at[i] = k < 0 ? start - 1 : k < count ? OutputRow(p, row, schedule.x_rows[first + k]) : end;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (at[i + 1] - at[i] < 2) continue;
+      const bool repeat = at[i] >= start && !p.zero_output_for_mask;
+      const Stored value = repeat ? outputs[at[i] * U + unit] : zero;
+      for (int64_t to = at[i] + 1; to < at[i + 1]; ++to) outputs[to * U + unit] = value;
     }
   }
 }

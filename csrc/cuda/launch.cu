@@ -89,17 +89,20 @@ void Launch(const LstmBackward& call, const cuda::DeviceLimits& limits, StreamLa
   cuda::RunBackward<Stored>(call, limits, launch);
 }
 
-// Sizes whose products fit, as CountValidSteps checks them for a CPU, and a grid.
+// Sizes whose products fit, as CountValidSteps checks them for a CPU; steps of a row that 32 bits
+// count; grids that CUDA takes.
 Status CheckCall(const LstmProblem& p, int64_t max_steps) {
-  constexpr int64_t kMost = int64_t{1} << 31, kMostValues = int64_t{1} << 56;
-  const bool sizes = p.batch >= 0 && p.batch < kMost && p.timesteps >= 0 && p.input_dim >= 0 &&
-                     p.units >= 1 && p.units < kMost && p.input_dim < kMost && max_steps >= 0;
+  constexpr int64_t kMost = int64_t{1} << 31, kMostValues = int64_t{1} << 56, kMostBlocks = 65535;
+  const bool sizes = p.batch >= 0 && p.batch < kMost && p.timesteps >= 0 && p.timesteps < kMost &&
+                     p.input_dim >= 0 && p.input_dim < kMostBlocks * cuda::kMatmulTile &&
+                     p.units >= 1 && 4 * p.units <= kMostBlocks * cuda::kMatmulTile &&
+                     max_steps >= 0 && (p.row_splits == nullptr || max_steps < kMost);
   if (!sizes || max_steps / 64 >= kMost || max_steps > kMostValues / (5 * p.units) ||
       max_steps > kMostValues / (p.input_dim + 1)) {
     return Error(StatusCode::kInvalidArgument,
-                 "batch, timesteps, input_dim, units, max_steps: expected sizes >= 0, units >= 1, "
-                 "each below 2^31, and a reserve below 2^56 values, got %lld, %lld, %lld, %lld, "
-                 "%lld",
+                 "batch, timesteps, input_dim, units, steps: expected sizes >= 0, batch, timesteps "
+                 "and a ragged batch's steps below 2^31, input_dim below 2^22, units from 1 to "
+                 "2^20, a reserve below 2^56 values, got %lld, %lld, %lld, %lld, %lld",
                  static_cast<long long>(p.batch), static_cast<long long>(p.timesteps),
                  static_cast<long long>(p.input_dim), static_cast<long long>(p.units),
                  static_cast<long long>(max_steps));
@@ -183,6 +186,10 @@ Status RunHopperBackward(const LstmBackward*, int, int64_t, int32_t*, CUstream_s
   return OkStatus();
 }
 #endif
+
+Status CheckCudaSizes(const LstmProblem& problem, int64_t max_steps) noexcept {
+  return CheckCall(problem, max_steps);
+}
 
 CudaKernel ForwardCudaKernel(const LstmForward& call) noexcept {
   return HopperKernel(call.problem, 1);

@@ -89,6 +89,14 @@ struct CallLayout {
 
 inline int Tiles(int64_t values) { return static_cast<int>(CeilDivide(values, kMatmulTile)); }
 
+// Parts that a weight gradient's sum is cut into, so that there are blocks enough; of the weights'
+// shape alone, so that the order of a sum is the same on every device.
+inline int GradientParts(int64_t rows, int64_t columns) {
+  constexpr int kBlocks = 264, kMost = 16;  // two for each multiprocessor of an H100
+  const int64_t parts = CeilDivide(kBlocks, int64_t{Tiles(rows)} * Tiles(columns));
+  return static_cast<int>(parts < kMost ? parts : kMost);
+}
+
 // each(columns): all 4U at once, or, with factors (4,B,width), one gate after another.
 template <typename Stored, typename Each>
 void ForColumns(const LstmProblem& p, const void* factors, int64_t width, Each each) {
@@ -154,14 +162,21 @@ void RunForward(LstmForward call, const DeviceLimits& limits, Launcher& launch) 
 template <typename T>
 struct BackwardLayout : CallLayout {
   BackwardBuffers<T> buffers;
-  T* transposed;
+  T *transposed, *parts;  // parts: of one weight gradient, then of the next
 
   BackwardLayout(const LstmBackward& call, const DeviceLimits& limits, DeviceArena* arena)
       : CallLayout(call.problem, limits.max_steps, limits.backward_resident, limits.bad_length,
                    arena) {
     const int64_t U = call.problem.units, gates = limits.max_steps * 4 * U;
     const int64_t states = groups.groups * kGroupSlots * U;
+    const int64_t rows[] = {call.problem.input_dim + 1, U};
+    int64_t part_values = 0;
+    for (int64_t r : rows) {
+      const int64_t values = GradientParts(r, 4 * U) * r * 4 * U;
+      part_values = values > part_values ? values : part_values;
+    }
     transposed = arena->Take<T>(4 * U * U);
+    parts = arena->Take<T>(part_values);
     T* const dh = arena->Take<T>(states);
     T* const dc = arena->Take<T>(states);
     T* const scratch = static_cast<T*>(call.scratch);
@@ -227,19 +242,29 @@ void RunBackward(LstmBackward call, const DeviceLimits& limits, Launcher& launch
     launch(kernel, Tiles(limits.max_steps), Tiles(D), kMatmulThreads, kMatmulShared<T>, false, p,
            layout.schedule, d_gates, static_cast<Stored*>(call.dx));
   }
+  // to: (rows, 4U), but for its last row, which goes to `last` where last_begins says so.
+  const auto weights = [&](int64_t rows, const void* factors, int64_t width, auto product,
+                           int64_t last_begins, void* to, void* last) {
+    const Parts<T> parts = {GradientParts(rows, 4 * U), Tiles(rows), layout.parts};
+    ForColumns<Stored>(p, factors, width, [&](const Columns& columns) { product(columns, parts); });
+    launch(SumPartsKernel<Stored, T>, static_cast<int>(CeilDivide(rows * 4 * U, kThreads)), 1,
+           kThreads, 0, false, parts, rows * 4 * U, last_begins, static_cast<Stored*>(to),
+           static_cast<Stored*>(last));
+  };
   if (call.d_kernel != nullptr || call.d_bias != nullptr) {
-    ForColumns<Stored>(p, p.input_factors, D, [&](const Columns& columns) {
-      launch(KernelGradientsKernel<Stored, T>, Tiles(D + 1), Tiles(columns.count), kMatmulThreads,
-             kMatmulShared<T>, false, p, layout.schedule, columns, d_gates,
-             static_cast<Stored*>(call.d_kernel), static_cast<Stored*>(call.d_bias));
-    });
+    const auto product = [&](const Columns& columns, const Parts<T>& parts) {
+      launch(KernelGradientsKernel<Stored, T>, parts.row_tiles * parts.count, Tiles(columns.count),
+             kMatmulThreads, kMatmulShared<T>, false, p, layout.schedule, columns, parts, d_gates);
+    };
+    weights(D + 1, p.input_factors, D, product, D * 4 * U, call.d_kernel, call.d_bias);
   }
   if (call.d_recurrent_kernel != nullptr) {
-    ForColumns<Stored>(p, p.recurrent_factors, U, [&](const Columns& columns) {
-      launch(RecurrentGradientsKernel<Stored, T>, Tiles(U), Tiles(columns.count), kMatmulThreads,
-             kMatmulShared<T>, false, p, layout.schedule, columns, d_gates, h_before,
-             static_cast<Stored*>(call.d_recurrent_kernel));
-    });
+    const auto product = [&](const Columns& columns, const Parts<T>& parts) {
+      launch(RecurrentGradientsKernel<Stored, T>, parts.row_tiles * parts.count,
+             Tiles(columns.count), kMatmulThreads, kMatmulShared<T>, false, p, layout.schedule,
+             columns, parts, d_gates, h_before);
+    };
+    weights(U, p.recurrent_factors, U, product, U * 4 * U, call.d_recurrent_kernel, nullptr);
   }
 }
 

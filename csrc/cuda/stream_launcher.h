@@ -38,6 +38,9 @@ inline Status CudaError(cudaError_t error) {
                    "%d.%d; build with MASKED_LSTM_CUDA_ARCHITECTURES=%d%d",
                    text, MASKED_LSTM_CUDA_ARCHITECTURES, major, minor, major, minor);
     }
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+      return Error(StatusCode::kDeviceError, "CUDA: %s", text);
     default:
       return Error(StatusCode::kDeviceError,
                    "CUDA: %s (%s; perhaps of an earlier asynchronous call)", text,

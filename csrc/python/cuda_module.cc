@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -30,19 +31,30 @@ void ThrowIfError(const Status& status) {
   throw std::runtime_error(status.message);
 }
 
+struct Delete {
+  void operator()(DLManagedTensor* managed) const {
+    if (managed->deleter != nullptr) managed->deleter(managed);
+  }
+};
+
 // A device tensor for as long as this lives.
 class DeviceTensor {
  public:
   // `capsule`: from __dlpack__, or None.
   DeviceTensor(const char* name, const py::object& capsule) : name_(name) {
     if (capsule.is_none()) return;
-    managed_ = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    managed_.reset(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")));
     if (managed_ == nullptr) throw py::error_already_set();
     PyCapsule_SetName(capsule.ptr(), "used_dltensor");  // it is ours to delete from here on
     const DLTensor& t = managed_->dl_tensor;
-    if (t.device.device_type != 2) Refuse("expected a CUDA array, got one of another device");
+    const int32_t device = t.device.device_type;
+    if (device != kDLCUDA && device != kDLCUDAManaged) {
+      Refuse("expected a CUDA array, got one of another device");
+    }
+    bool empty = false;  // then strides mean nothing
+    for (int i = 0; i < t.ndim; ++i) empty |= t.shape[i] == 0;
     int64_t stride = 1;
-    for (int i = t.ndim - 1; i >= 0; --i) {
+    for (int i = t.ndim - 1; i >= 0 && !empty; --i) {
       if (t.strides != nullptr && t.shape[i] > 1 && t.strides[i] != stride) {
         Refuse("expected a C-contiguous array, got a strided one");
       }
@@ -55,11 +67,6 @@ class DeviceTensor {
       Refuse("expected memory aligned to its values, got a misaligned address");
     }
   }
-  ~DeviceTensor() {
-    if (managed_ != nullptr && managed_->deleter != nullptr) managed_->deleter(managed_);
-  }
-  DeviceTensor(const DeviceTensor&) = delete;
-  DeviceTensor& operator=(const DeviceTensor&) = delete;
 
   void* data() const {
     if (managed_ == nullptr) return nullptr;
@@ -115,7 +122,7 @@ class DeviceTensor {
   }
 
   const char* name_;
-  DLManagedTensor* managed_ = nullptr;
+  std::unique_ptr<DLManagedTensor, Delete> managed_;  // deleted also where the constructor throws
 };
 
 CUstream_st* Stream(uintptr_t handle) { return reinterpret_cast<CUstream_st*>(handle); }
@@ -179,6 +186,7 @@ class Call {
     p.recurrent_factors = recurrent_factors_.data();
     p.mask = static_cast<const uint8_t*>(mask_.data());
     p.sequence_lengths = static_cast<const int32_t*>(lengths_.data());
+    ThrowIfError(CheckCudaSizes(p, 0));  // their product fits
     steps_ = p.row_splits != nullptr ? x_.shape().dims[0] : p.batch * p.timesteps;
   }
 

@@ -6,8 +6,10 @@
 
 extern "C" {
 
+constexpr int32_t kDLCUDA = 2, kDLCUDAManaged = 13;  // memory that CUDA's kernels reach
+
 struct DLDevice {
-  int32_t device_type;  // 1: CPU, 2: CUDA
+  int32_t device_type;  // those above; 1: CPU
   int32_t device_id;
 };
 

@@ -51,8 +51,14 @@ class GpuLstmOpBase : public LstmOpBase {
   using LstmOpBase::LstmOpBase;
 
  protected:
-  absl::Status ReadGpuProblem(tensorflow::OpKernelContext* context, LstmProblem* p) const {
+  // *steps: how many there are, the masked ones included. Shapes of results made of these sizes
+  // fit.
+  absl::Status ReadGpuProblem(tensorflow::OpKernelContext* context, LstmProblem* p,
+                              int64_t* steps) const {
     TF_RETURN_IF_ERROR(ReadProblem(context, /*on_host=*/false, p));
+    TF_RETURN_IF_ERROR(ToAbsl(CheckCudaSizes(*p, 0)));
+    *steps = PaddedSteps(context, *p);
+    TF_RETURN_IF_ERROR(ToAbsl(CheckCudaSizes(*p, *steps)));
     return ToAbsl(CudaChoiceFromEnvironment(&p->cuda_choice));
   }
 };
@@ -68,8 +74,8 @@ class GpuLstmOp : public GpuLstmOpBase {
   void Compute(tensorflow::OpKernelContext* context) override {
     LstmForward call;
     LstmProblem& p = call.problem;
-    OP_REQUIRES_OK(context, ReadGpuProblem(context, &p));
-    const int64_t steps = PaddedSteps(context, p);
+    int64_t steps = 0;
+    OP_REQUIRES_OK(context, ReadGpuProblem(context, &p, &steps));
     // How many steps are valid is not known here: the reserve has room for all of them.
     const bool save = save_reserve_ && context->output_required(3);
     tensorflow::Tensor *outputs = nullptr, *h = nullptr, *c = nullptr, *reserve = nullptr;
@@ -117,8 +123,8 @@ class GpuLstmGradOp : public GpuLstmOpBase {
   void Compute(tensorflow::OpKernelContext* context) override {
     LstmBackward call;
     LstmProblem& p = call.problem;
-    OP_REQUIRES_OK(context, ReadGpuProblem(context, &p));
-    const int64_t steps = PaddedSteps(context, p);
+    int64_t steps = 0;
+    OP_REQUIRES_OK(context, ReadGpuProblem(context, &p, &steps));
     const tensorflow::TensorShape scratch_shape({ReserveBytes(p, steps)});
     OP_REQUIRES_OK(context, ReadUpstream(context, steps, ReserveBytes(p, steps), &call));
     const struct {

@@ -26,6 +26,10 @@ def kernel_calls():
     return {} if _cuda is None else _cuda.kernel_calls()
 
 
+# What lengths are clipped to: one that int32 cannot hold stays out of range.
+_INT32 = (-1, 2**31 - 1)
+
+
 class _Torch:
     """What is needed of PyTorch."""
 
@@ -35,12 +39,14 @@ class _Torch:
         import torch
 
         self.torch, self.device = torch, array.device
-        self.stream = torch.cuda.current_stream(array.device).cuda_stream
         self.float32, self.float64 = torch.float32, torch.float64
         self.uint8, self.int32, self.int64 = torch.uint8, torch.int32, torch.int64
 
     def on_device(self):
         return self.torch.cuda.device(self.device)
+
+    def stream(self):
+        return self.torch.cuda.current_stream(self.device).cuda_stream
 
     def empty(self, shape, dtype):
         return self.torch.empty(shape, dtype=dtype, device=self.device)
@@ -48,10 +54,17 @@ class _Torch:
     def capsule(self, array):
         return self.torch.utils.dlpack.to_dlpack(array.detach())
 
-    def cast(self, array, dtype):
+    def bytes(self, mask):
+        mask = self.torch.as_tensor(mask)
+        mask = mask if mask.dtype == self.torch.bool else mask != 0
+        return mask.contiguous().view(self.uint8)
+
+    def integers(self, name, array, dtype):
         array = self.torch.as_tensor(array)
-        if dtype == self.int32:  # keeps a length that int32 cannot hold out of range
-            array = array.clamp(-1, 2**31 - 1)
+        if array.is_floating_point() or array.is_complex() or array.dtype == self.torch.bool:
+            raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
+        if dtype == self.int32 and array.element_size() >= 4:
+            array = array.to(self.int64).clamp(*_INT32)
         return array.to(dtype).contiguous()
 
 
@@ -64,12 +77,14 @@ class _CuPy:
         import cupy
 
         self.cupy, self.device = cupy, array.device
-        self.stream = cupy.cuda.get_current_stream().ptr
         self.float32, self.float64 = cupy.float32, cupy.float64
         self.uint8, self.int32, self.int64 = cupy.uint8, cupy.int32, cupy.int64
 
     def on_device(self):
         return self.device
+
+    def stream(self):  # each device has one: ask on the device
+        return self.cupy.cuda.get_current_stream().ptr
 
     def empty(self, shape, dtype):
         return self.cupy.empty(shape, dtype)
@@ -77,10 +92,16 @@ class _CuPy:
     def capsule(self, array):
         return array.__dlpack__(stream=-1)  # all of it runs on one stream: nothing to wait for
 
-    def cast(self, array, dtype):
-        if dtype == self.int32:
-            array = self.cupy.clip(array, -1, 2**31 - 1)
-        return self.cupy.ascontiguousarray(self.cupy.asarray(array).astype(dtype))
+    def bytes(self, mask):
+        return self.cupy.ascontiguousarray(self.cupy.asarray(mask) != 0).view(self.uint8)
+
+    def integers(self, name, array, dtype):
+        array = self.cupy.asarray(array)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name}: expected an integer dtype, got {array.dtype}")
+        if dtype == self.int32 and array.dtype.itemsize >= 4:
+            array = self.cupy.clip(array.astype(self.int64), *_INT32)
+        return self.cupy.ascontiguousarray(array.astype(dtype))
 
 
 def _library(array):
@@ -114,15 +135,16 @@ class _Call:
         if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2:
             got = type(initial_state).__name__
             raise ValueError(f"initial_state: expected two arrays (h, c), got {got}")
-        dtypes = (library.uint8, library.int32, library.int64)
-        schedule = of("mask", "sequence_lengths", "row_splits")
-        *masks, splits = (
-            None if array is None else library.cast(array, dtype)
-            for array, dtype in zip(schedule, dtypes, strict=True)
+        mask = arguments["mask"]
+        mask = None if mask is None else library.bytes(mask)
+        integers = (("sequence_lengths", library.int32), ("row_splits", library.int64))
+        lengths, splits = (
+            None if arguments[name] is None else library.integers(name, arguments[name], dtype)
+            for name, dtype in integers
         )
         arrays = of("inputs", "kernel", "recurrent_kernel", "bias")
         factors = of("input_factors", "recurrent_factors")
-        given = (*arrays, *initial_state, *masks, *factors, splits)
+        given = (*arrays, *initial_state, mask, lengths, *factors, splits)
         for name, array in zip(_NAMES, given, strict=True):
             if array is None and name not in ("inputs", "kernel", "recurrent_kernel"):
                 continue
@@ -195,7 +217,7 @@ def _run_forward(*calls):
         flag = library.capsule(ready[0].empty(1, dtype=library.int32)) if checked else None
         natives, arrays = ([getattr(r, of) for r in ready] for of in ("native", "arrays"))
         run = _cuda.Call.forward_pair if len(ready) == 2 else _cuda.Call.forward
-        run(*natives, *arrays, flag, library.stream)
+        run(*natives, *arrays, flag, library.stream())
     return tuple(one.results for one in ready)
 
 
@@ -205,7 +227,7 @@ def _run_backward(*calls):
         ready = [_Backward(library, arguments) for arguments in calls]
         natives, arrays = ([getattr(r, of) for r in ready] for of in ("native", "arrays"))
         run = _cuda.Call.backward_pair if len(ready) == 2 else _cuda.Call.backward
-        run(*natives, *arrays, library.stream)
+        run(*natives, *arrays, library.stream())
     return tuple(one.results for one in ready)
 
 

@@ -6,7 +6,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -32,11 +35,12 @@ constexpr DType kDType<Float16> = DType::kFloat16;
 template <>
 constexpr DType kDType<BFloat16> = DType::kBFloat16;
 
-enum class Mask { kNone, kLengths, kHoles, kEmpty, kRagged };
+enum class Mask { kNone, kLengths, kHoles, kEmpty, kRagged, kLeft };
 
 // Bits of `options`.
 constexpr int kBackwards = 1, kZeros = 2, kLastOnly = 4, kNoOptional = 8, kOtherActivations = 16,
-              kInputFactors = 32, kRecurrentFactors = 64, kRecompute = 128;
+              kInputFactors = 32, kRecurrentFactors = 64, kRecompute = 128,
+              kUnboundedActivations = 256;
 
 struct Shape {
   int64_t batch, timesteps, input_dim, units;
@@ -73,6 +77,9 @@ struct Problem {
     x_rows = kind == Mask::kRagged ? row_splits.back() : B * T_;
     mask.resize(B * T_);
     for (uint8_t& valid : mask) valid = kind == Mask::kHoles && random() % 2 == 0;
+    for (int64_t at = 0; at < B * T_ && kind == Mask::kLeft; ++at) {
+      mask[at] = at % T_ >= T_ - lengths[at / T_];
+    }
     x = Normal<T>(random, x_rows * D, 1);
     kernel = Normal<T>(random, D * 4 * U, 1 / std::sqrt(D + 1.0));
     recurrent_kernel = Normal<T>(random, U * 4 * U, 1 / std::sqrt(U));
@@ -93,9 +100,12 @@ struct Problem {
     if (options & kOtherActivations) {
       p.activation = Activation::kSoftsign, p.recurrent_activation = Activation::kHardSigmoid;
     }
+    if (options & kUnboundedActivations) {
+      p.activation = Activation::kRelu, p.recurrent_activation = Activation::kLinear;
+    }
     p.x = x.data(), p.kernel = kernel.data(), p.recurrent_kernel = recurrent_kernel.data();
     if (!(options & kNoOptional)) p.bias = bias.data(), p.h0 = h0.data(), p.c0 = c0.data();
-    if (kind == Mask::kHoles || kind == Mask::kEmpty) p.mask = mask.data();
+    if (kind == Mask::kHoles || kind == Mask::kEmpty || kind == Mask::kLeft) p.mask = mask.data();
     if (kind == Mask::kLengths) p.sequence_lengths = lengths.data();
     if (!CountValidSteps(p, &steps).ok()) Fail("CountValidSteps", DTypeName(p.dtype), options);
     const int64_t outputs = p.return_sequences ? x_rows * U : B * U;
@@ -131,7 +141,9 @@ Results<T> Run(const Problem<T>& problem, bool on_gpu, bool reserve_is_scratch, 
   r.h.assign(p.batch * U, garbage), r.c = r.h, r.dh0 = r.h, r.dc0 = r.h;
   r.dx.assign(problem.x.size(), garbage), r.d_kernel.assign(D * 4 * U, garbage);
   r.d_recurrent_kernel.assign(4 * U * U, garbage), r.d_bias.assign(4 * U, garbage);
-  std::vector<Compute<T>> reserve(steps * 5 * U), scratch(reserve_is_scratch ? 0 : steps * 5 * U);
+  const Compute<T> nan = std::numeric_limits<Compute<T>>::quiet_NaN();
+  std::vector<Compute<T>> reserve(steps * 5 * U, nan);
+  std::vector<Compute<T>> scratch(reserve_is_scratch ? 0 : steps * 5 * U, nan);
   LstmForward forward;
   forward.problem = p;
   forward.outputs = r.outputs.data(), forward.h = r.h.data(), forward.c = r.c.data();
@@ -171,15 +183,19 @@ Results<T> OnCpu(const Problem<T>& problem) {
       });
 }
 
-// Memory of the size asked for, aligned as device memory is, and full of NaN.
+// Memory of exactly the size asked for, aligned as device memory is, and full of NaN.
 struct Workspace {
-  std::vector<char> memory;
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory;
 
   template <typename Call>
   void GiveTo(Call* call, size_t bytes) {
-    memory.assign(bytes + 256, -1);
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    call->workspace = memory.data() + (256 - address % 256) % 256;
+    memory.reset(static_cast<char*>(std::aligned_alloc(256, bytes)));
+    if (bytes % 256 != 0 || memory == nullptr) std::abort();
+    std::memset(memory.get(), 0xff, bytes);
+    call->workspace = memory.get();
     call->workspace_bytes = bytes;
   }
 };
@@ -308,6 +324,8 @@ void Check() {
   CheckOne<T>({11, 3, 70, 21}, Mask::kHoles, kFactors);
   CheckOne<T>({4, 3, 5, 70}, Mask::kRagged, kFactors | kRecompute | kBackwards);
   CheckOne<T>({5, 4, 3, 5}, Mask::kLengths, kInputFactors);
+  CheckOne<T>({19, 5, 9, 17}, Mask::kLeft, kBackwards);
+  CheckOne<T>({5, 4, 3, 5}, Mask::kLeft, kUnboundedActivations);
   CheckOne<T>({11, 4, 3, 18}, Mask::kLengths, kRecompute);
   CheckOne<T>({3, 0, 2, 2}, Mask::kHoles, kRecompute);
 }
@@ -411,16 +429,28 @@ void CheckFaults() {
   expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr),
          "workspace: expected memory aligned to 64 bytes");
   wrong = forward, wrong.problem.units = 0;
-  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "units >= 1");
+  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "units from 1 to 2^20");
+  wrong = forward, wrong.problem.timesteps = int64_t{1} << 31;
+  expect(RunCudaForward(wrong, problem.x_rows, nullptr, nullptr), "timesteps");
   expect(RunCudaForward(forward, INT64_MAX, nullptr, nullptr), "a reserve below 2^56 values");
   runtime.device = 3;  // runs no block
   expect(RunCudaForward(forward, problem.x_rows, nullptr, nullptr), "cannot run the kernels");
   runtime.device = 0;
-  // Everything goes to the stream it was given.
+  // Everything goes to the stream it was given, and may be captured into a graph: the recomputing
+  // pass and the flag too, but not reading the flag.
   auto* const stream = reinterpret_cast<cudaStream_t>(&runtime);
+  int32_t flag = 0, value = 0;
   runtime.streams.clear();
-  Expect(RunCudaForward(forward, problem.x_rows, nullptr, stream));
+  runtime.capturing = true;
+  Expect(ClearCudaFlag(&flag, stream));
+  Expect(RunCudaForward(forward, problem.x_rows, &flag, stream));
+  Expect(RunCudaBackward(backward, problem.x_rows, &flag, stream));
+  backward.reserve = nullptr;
+  Expect(CudaBackwardWorkspaceBytes(backward, problem.x_rows, &bytes));
+  workspaces[1].GiveTo(&backward, bytes);
   Expect(RunCudaBackward(backward, problem.x_rows, nullptr, stream));
+  if (ReadCudaFlag(&flag, stream, &value).ok()) Fail("a wait is captured", "", 0);
+  runtime.capturing = false;
   if (runtime.streams != std::set<cudaStream_t>{stream}) Fail("another stream is used", "", 0);
 }
 

@@ -1,7 +1,7 @@
 // What csrc/cuda/launch.cu and hopper/launch_hopper.cu use of CUDA's runtime, for tests without a
 // GPU: launches run on the executor, errors come when a test asks for them. Only what may be called
-// while a stream is being captured is here (but for the two calls of ReadCudaFlag): an allocation
-// or a wait for the device would not compile.
+// while a stream is being captured is here (but for the two calls of ReadCudaFlag, which fail
+// while a test captures): an allocation or a wait for the device would not compile.
 #pragma once
 
 #include <cstddef>
@@ -17,12 +17,14 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoDevice = 100,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorUnsupportedPtxVersion = 222,
   cudaErrorIllegalAddress = 700,
   cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
@@ -90,10 +92,19 @@ struct Runtime {
   int fails_at = 0;
   int calls = 0;  // of the runtime so far
   int occupancy_calls = 0;
+  bool capturing = false;  // into a graph: nothing may wait, only the stream given may be used
   cudaError_t last = cudaSuccess;  // as cudaGetLastError knows it
   std::set<const void*> launched;  // kernels
   std::set<cudaStream_t> streams;  // that anything ran on
 
+  // A call that waits for the device.
+  cudaError_t Wait() { return Call(capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess); }
+  // Work for a stream; the default one cannot be captured.
+  cudaError_t Work(cudaStream_t stream, cudaError_t result = cudaSuccess) {
+    streams.insert(stream);
+    const bool captured = !capturing || stream != nullptr;
+    return Call(captured ? result : cudaErrorStreamCaptureUnsupported);
+  }
   cudaError_t Call(cudaError_t result = cudaSuccess) {
     ++calls;
     if (error != cudaSuccess && calls >= fails_at) result = error;
@@ -164,17 +175,16 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel kernel,
   return cuda_host::runtime.Call(fits ? cudaSuccess : cudaErrorInvalidValue);
 }
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
-  const cudaError_t error = cuda_host::runtime.Call();
-  cuda_host::runtime.streams.insert(stream);
+  const cudaError_t error = cuda_host::runtime.Work(stream);
   if (error == cudaSuccess) std::memset(memory, value, bytes);
   return error;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
-  std::memcpy(to, from, bytes);
-  return cuda_host::runtime.Call();
+  std::memcpy(to, from, bytes);  // to memory of the host that is not pinned: waits
+  return cuda_host::runtime.Wait();
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_host::runtime.Call(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_host::runtime.Wait(); }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -197,10 +207,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       grid.x * grid.y > static_cast<unsigned>(cuda_host::kResident[runtime.device])) {
     error = cudaErrorCooperativeLaunchTooLarge;
   }
-  error = runtime.Call(error);
+  error = runtime.Work(config->stream, error);
   if (error != cudaSuccess) return error;
   runtime.launched.insert(which);
-  runtime.streams.insert(config->stream);
   if (clusters || (cooperative && cuda_host::launch_clusters != nullptr)) {
     const unsigned size = clusters ? cluster : grid.x;
     cuda_host::launch_clusters(static_cast<int>(grid.x / size), static_cast<int>(size),
