@@ -171,7 +171,6 @@ Status RunPair(const Call (&calls)[2], int64_t max_steps, Both both, One one, in
 }  // namespace
 
 #if !defined(MASKED_LSTM_HOPPER)  // not compiled for 90a: nothing is handed over
-bool HopperMayServe(const LstmProblem&, int64_t) noexcept { return false; }
 CudaKernel HopperKernel(const LstmProblem&, int64_t) noexcept { return CudaKernel::kGroups; }
 Status HopperForwardWorkspaceBytes(const LstmForward&, int64_t, size_t*) noexcept {
   return OkStatus();

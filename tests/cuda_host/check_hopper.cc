@@ -372,7 +372,6 @@ void CheckCalls() {
   refused("expected a GPU that runs a cluster or group");
   call.problem.cuda_choice = CudaChoice::kHopperGrid;  // the workspace is enough for any device
   refused("expected a GPU that runs a cluster or group");
-  if (!HopperMayServe(call.problem, one.x_rows)) Fail("no device would take it", one.p);
   call.problem.cuda_choice = CudaChoice::kHopper;
   runtime.device = cuda_host::kFirstHopper;
   for (int at = 1;; ++at) {

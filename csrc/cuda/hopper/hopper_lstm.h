@@ -14,11 +14,8 @@ namespace masked_lstm {
 // the device does not decide follows from choice, units, dtype and options, not from the batch.
 CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept;
 
-// Whether one does on some device, without asking the current one.
-bool HopperMayServe(const LstmProblem& problem, int64_t max_steps) noexcept;
-
-// Only for calls that HopperMayServe; workspaces are enough for any device. Reserves are those of
-// the other kernels, either way. To run: one call or two, whose recurrences are one launch where
+// Only for calls that one of them takes; workspaces are enough for any device. Reserves are those
+// of the other kernels, either way. To run: one call or two, whose recurrences are one launch where
 // their sizes agree.
 Status HopperForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
                                    size_t* bytes) noexcept;

@@ -98,6 +98,11 @@ cuda::hopper::Plan PlanFor(const LstmProblem& p, int processors) {
   return choose(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
 }
 
+// On the largest device: what the layout of a workspace follows from.
+cuda::hopper::Plan PlanOf(const LstmProblem& p) {
+  return PlanFor(p, cuda::hopper::kMostProcessors);
+}
+
 // On the current device. Errors: CUDA's own.
 Status CurrentPlan(const LstmProblem& p, cuda::hopper::Plan* plan) {
   int device = 0, processors = 0;
@@ -125,8 +130,7 @@ Status WithOperand(DType dtype, F f) {
 template <typename Call>
 Status WorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
   return WithOperand(call.problem.dtype, [&](auto stored) {
-    *bytes = cuda::hopper::HopperBytes<decltype(stored)>(
-        call, max_steps, PlanFor(call.problem, cuda::hopper::kMostProcessors));
+    *bytes = cuda::hopper::HopperBytes<decltype(stored)>(call, max_steps, PlanOf(call.problem));
     return OkStatus();
   });
 }
@@ -157,17 +161,13 @@ Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
 
 }  // namespace
 
-bool HopperMayServe(const LstmProblem& problem, int64_t max_steps) noexcept {
-  if (problem.cuda_choice == CudaChoice::kGroups) return false;
-  const bool allow_tf32 = problem.cuda_choice != CudaChoice::kHopper;
-  return cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) &&
-         PlanFor(problem, cuda::hopper::kMostProcessors).variant != cuda::hopper::Variant::kNone;
-}
-
 CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept {
+  const bool allow_tf32 = problem.cuda_choice != CudaChoice::kHopper;
   int device = 0, major = 0;
   cuda::hopper::Plan plan;
-  if (!HopperMayServe(problem, max_steps) || !CudaError(cudaGetDevice(&device)).ok() ||
+  if (problem.cuda_choice == CudaChoice::kGroups ||
+      !cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
+      !CudaError(cudaGetDevice(&device)).ok() ||
       !CudaError(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)).ok() ||
       major != 9 || !CurrentPlan(problem, &plan).ok() ||
       plan.variant == cuda::hopper::Variant::kNone) {
