@@ -89,6 +89,39 @@ __global__ void HandOffKernel(int cluster, long long* cycles, float* out) {
   SyncCluster();  // nobody leaves while others send
 }
 
+__device__ __align__(16) unsigned char grid_rows[2 * 8 * 4096];
+__device__ unsigned grid_flags[256];
+
+// A step of the recurrence over the grid without its arithmetic: every block writes 16 units of 8
+// slots (16 bits each) to global memory and releases its flag; every warp waits for the blocks of
+// its part of the rows and reads it.
+__global__ void GridHandOffKernel(int blocks, long long* cycles, float* out) {
+  const int lane = ThreadIndex() % kLanes, warp = ThreadIndex() / kLanes, row = blocks * 32;
+  const int part = row / (kThreads / kLanes), block = BlockIndex();  // bytes of a row for a warp
+  const long long begin = clock64();
+  uint32_t words[4] = {static_cast<uint32_t>(lane), 1, 2, 3};
+  for (unsigned step = 0; step < kRounds; ++step) {
+    unsigned char* const rows = grid_rows + step % 2 * 8 * row;
+    if (ThreadIndex() < 16) {
+      GridStore(rows + ThreadIndex() / 2 * row + block * 32 + ThreadIndex() % 2 * 16, words);
+    }
+    SyncBlock();
+    if (ThreadIndex() == 0) ReleaseFlag(&grid_flags[block], step + 1);
+    for (int other = warp * part / 32 + lane; other * 32 < (warp + 1) * part; other += kLanes) {
+      WaitForFlag(&grid_flags[other], step + 1);
+    }
+    SyncWarp();
+    for (int at = warp * part; at < (warp + 1) * part; at += 64) {
+      uint32_t read[4];
+      GridLoad(rows + lane / 4 * row + at + lane % 4 * 16, read);
+      words[3] += read[1] + read[2];
+    }
+    SyncBlock();
+  }
+  Report(begin, cycles);
+  if (words[3] == 12345) *out = 1;
+}
+
 // 16-byte stores of all threads into the next block, as fast as they go: 64 of each in a round.
 __global__ void BandwidthKernel(int cluster, long long* cycles, float*) {
   unsigned char* const shared = SharedMemory<unsigned char>();
@@ -183,6 +216,8 @@ void Measure(const char* what, int cluster, int parameter, Kernel kernel, int bl
   for (int i = 0; i < 9; ++i) {
     const unsigned zero = 0;
     Check(cudaMemcpyToSymbol(grid_counter, &zero, sizeof(zero)));
+    const unsigned zeros[256] = {};
+    Check(cudaMemcpyToSymbol(grid_flags, zeros, sizeof(zeros)));
     Check(cudaEventRecord(begin));
     Check(cudaLaunchKernelEx(&config, kernel, cooperative ? blocks : cluster, cycles, out));
     Check(cudaEventRecord(end));
@@ -205,6 +240,9 @@ int main() {
   std::printf("what,blocks,cluster,slots,ns,cycles,bytes_per_cycle_of_a_block\n");
   Measure("block barrier", 1, 0, BlockBarrierKernel, processors, kRounds, 0, false, 0);
   Measure("grid barrier", 1, 0, GridBarrierKernel, processors, kRounds, 0, true, 0);
+  for (int blocks : {48, 64, 128}) {  // of U = 768, 1024 and 2048
+    Measure("grid hand-off", 1, 8, GridHandOffKernel, blocks, kRounds, 0, true, 0);
+  }
   for (int cluster : {2, 4, 8, 16}) {
     // Two clusters at once for each size; nothing else on the device.
     const int blocks = 2 * cluster;

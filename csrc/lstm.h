@@ -46,14 +46,17 @@ enum class Isa { kAuto = -1, kGeneric = 0, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16
 constexpr int kIsas = 5;
 
 // The recurrences of csrc/cuda/, as kernel_calls() names them.
-enum class CudaKernel { kGroups = 0, kClusters };
-constexpr int kCudaKernels = 2;
+enum class CudaKernel { kGroups = 0, kClusters, kGrid };
+constexpr int kCudaKernels = 3;
 constexpr const char* CudaKernelName(CudaKernel kernel) {
-  return kernel == CudaKernel::kGroups ? "groups" : "clusters";
+  return kernel == CudaKernel::kGroups     ? "groups"
+         : kernel == CudaKernel::kClusters ? "clusters"
+                                           : "grid";
 }
-// What a CUDA call asks for: kClusters in float16 and bfloat16 (kHopper), in float32 too with
-// products of tf32 (kHopperTf32). kGroups serves whatever device, shape or options rule that out.
-enum class CudaChoice { kGroups = 0, kHopper, kHopperTf32 };
+// What a CUDA call asks for: kClusters or kGrid in float16 and bfloat16 (kHopper), in float32 too
+// with products of tf32 (kHopperTf32); kHopperGrid is that with kGrid even where kClusters would
+// do. kGroups serves whatever device, shape or options rule that out.
+enum class CudaChoice { kGroups = 0, kHopper, kHopperTf32, kHopperGrid };
 
 // Threads lent by the caller for one core call.
 //

@@ -33,6 +33,8 @@ SECTIONS = {
     "masked_lstm.cuda: PyTorch and CuPy arrays on a GPU": [
         cuda.forward,
         cuda.backward,
+        cuda.forward_pair,
+        cuda.backward_pair,
         cuda.available,
     ],
     "masked_lstm.reference: the specification": [reference.forward, reference.backward],

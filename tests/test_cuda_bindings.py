@@ -238,16 +238,17 @@ def test_gpu_kernels_are_registered():
 # ---- DLPack --------------------------------------------------------------------------------------
 
 
-def device_capsule(array, device=2):
+def device_capsule(array, device=2, number=0):
     """A DLPack capsule that says its (host) memory is CUDA's."""
-    return mark(np.asarray(array).view(np.ndarray).__dlpack__(), device)
+    return mark(np.asarray(array).view(np.ndarray).__dlpack__(), device, number)
 
 
-def mark(capsule, device):
+def mark(capsule, device, number=0):
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # DLTensor: the data pointer, then the device's type.
     ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = device
+    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 12).value = number
     return capsule
 
 
@@ -270,7 +271,12 @@ class FakeArray(np.ndarray):
         return device_capsule(self)
 
 
-FakeArray.__module__ = "cupy"
+class OfAnotherGpu(FakeArray):
+    def __dlpack__(self, stream=None):
+        return device_capsule(self, number=1)
+
+
+FakeArray.__module__ = OfAnotherGpu.__module__ = "cupy"
 
 
 def fake(array):
@@ -355,6 +361,43 @@ def test_arrays_of_a_gpu(fake_gpu, mask, options, recompute):
     for a, b in zip(got, want, strict=True):
         assert problems.relative_error(a, b) < 1e-12
     assert cuda.kernel_calls()["cuda-groups-float64-backward"] > 0
+
+
+def test_two_directions_at_once(fake_gpu):
+    """The bits of the calls by themselves; what must agree is told in one sentence."""
+    problem = problems.make_problem(9, 4, 5, 18, "holes")
+    shared = {
+        "initial_state": tuple(map(fake, problem.initial_state)),
+        "mask": fake(problem.mask),
+        "inputs": fake(problem.poisoned()),
+    }
+    weights = dict(
+        zip(("kernel", "recurrent_kernel", "bias"), map(fake, problem.weights()), strict=True)
+    )
+    first = shared | weights
+    second = first | {"kernel": fake(weights["kernel"] * 0.5), "go_backwards": True}
+    both = cuda.forward_pair(first | {"save_reserve": True}, second | {"save_reserve": True})
+    upstream = {"d_outputs": fake(problem.d_outputs)}
+    backward = [
+        call | upstream | {"reserve": result.reserve}
+        for call, result in zip((first, second), both, strict=True)
+    ]
+    gradients = cuda.backward_pair(*backward)
+    for call, result, gradient in zip((first, second), both, gradients, strict=True):
+        alone = cuda.forward(**call)
+        assert [a.tobytes() for a in result[:3]] == [a.tobytes() for a in alone[:3]]
+        alone = cuda.backward(**call, **upstream)
+        assert [a.tobytes() for a in gradient] == [a.tobytes() for a in alone]
+    longer = second | {"inputs": fake(np.zeros((9, 5, 5))), "mask": None}
+    with pytest.raises(ValueError, match="second: expected as many timesteps as the first call"):
+        cuda.forward_pair(first, longer)
+    there = {
+        name: second[name].view(OfAnotherGpu) for name in ("inputs", "kernel", "recurrent_kernel")
+    }
+    with pytest.raises(ValueError, match="second: expected arrays on the first call's device"):
+        cuda.forward_pair(first, there)
+    with pytest.raises(TypeError, match="missing a required argument: 'kernel'"):
+        cuda.forward_pair({"inputs": first["inputs"]}, second)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
@@ -460,7 +503,7 @@ def test_lengths_of_a_gpu_are_checked_when_asked(fake_gpu, monkeypatch):
     with pytest.raises(ValueError, match="sequence_lengths: expected values in"):
         cuda.forward(*given, sequence_lengths=lengths)
     monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hoper")
-    with pytest.raises(ValueError, match="expected groups, hopper or hopper-tf32, got 'hoper'"):
+    with pytest.raises(ValueError, match="groups, hopper, hopper-tf32 or hopper-grid, got 'hoper'"):
         cuda.forward(*given)
     monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hopper")  # not with float64: served by groups
     with pytest.raises(ValueError, match="reserve: expected the array that forward gave"):

@@ -1,5 +1,6 @@
 """The Hopper kernels without a GPU: on the host executor of clusters; what the compiler reports."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -14,9 +15,26 @@ FLAGS = ["-std=c++17", f"-I{ROOT}/csrc", f"-I{HOST}", "-O1"]
 CHECKED = ["-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
 
+def of_one_dtype(folder):
+    """launch_hopper.cu with bfloat16's kernels only: the others' differ in the multiplication."""
+    text = (ROOT / "csrc/cuda/hopper/launch_hopper.cu").read_text()
+    source = folder / "launch_hopper.cu"
+    source.write_text(
+        text.replace("f(Float16())", "f(BFloat16())").replace("f(float())", "f(BFloat16())")
+    )
+    return source
+
+
+def triton_tools():
+    """PyTorch comes with a cuobjdump."""
+    spec = importlib.util.find_spec("triton")
+    return spec and pathlib.Path(spec.origin).parent / "backends" / "nvidia" / "bin"
+
+
 @pytest.fixture(scope="module")
 def check(tmp_path_factory):
-    """The program check_hopper, under AddressSanitizer; the executor and the core are not."""
+    """The program check_hopper, under AddressSanitizer; the executor and the core are not. With the
+    tests' runtime in CUDA's place launch_hopper.cu's launches run on the executor."""
     folder = tmp_path_factory.mktemp("hopper")
     generic = ["-DMASKED_LSTM_ISA_NAMESPACE=generic", "-DMASKED_LSTM_VECTOR_BYTES=16"]
     generic += ["-ffp-contract=off", "-Wno-psabi"]
@@ -24,11 +42,15 @@ def check(tmp_path_factory):
     sources = [(ROOT / "csrc" / f"{name}.cc", []) for name in core]
     sources += [(ROOT / "csrc/cpu/kernels.cc", generic)]
     sources += [(HOST / f"{name}.cc", CHECKED) for name in ("cuda_host", "cluster_host")]
-    sources += [(HOST / "check_hopper.cc", [*CHECKED, "-fsanitize=address"])]
-    objects = []
+    sanitized = [*CHECKED, "-fsanitize=address"]
+    sources = [(HOST / "check_hopper.cc", sanitized), *sources]
+    sources += [(of_one_dtype(folder), [*sanitized, "-xc++"])]
+    objects, running = [], []
     for index, (source, flags) in enumerate(sources):
         objects.append(folder / f"{index}.o")
-        subprocess.run(["c++", *FLAGS, *flags, "-c", source, "-o", objects[-1]], check=True)
+        command = ["c++", *FLAGS, *flags, "-c", source, "-o", objects[-1]]
+        running.append(subprocess.Popen(command))
+    assert not [process.args for process in running if process.wait() != 0]
     program = folder / "check_hopper"
     subprocess.run(["c++", "-fsanitize=address", *objects, "-o", program], check=True)
     return program
@@ -42,24 +64,24 @@ def test_on_the_host_executor(check):
 
 
 def test_the_executor_notices_what_is_left_out(check):
-    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes."""
-    assert subprocess.run([check, "nothing"], capture_output=True).returncode == 0
-    for broken in ("wait", "block", "cluster", "bytes"):
-        assert subprocess.run([check, broken], capture_output=True).returncode != 0, broken
+    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes; the
+    order of rows and flag in global memory."""
+    faults = {
+        "clusters": ("wait", "block", "cluster", "bytes"),
+        "grid": ("wait", "block", "release"),
+    }
+    for kind, broken in faults.items():
+        for name in ("nothing", *broken):
+            run = subprocess.run([check, kind, name], capture_output=True)
+            assert (run.returncode == 0) == (name == "nothing"), (kind, name)
 
 
 def test_nvcc_spills_nothing_for_hopper(tmp_path):
-    """Of one dtype: the others differ in the multiplication's name."""
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
-    text = (ROOT / "csrc/cuda/hopper/launch_hopper.cu").read_text()
-    source = tmp_path / "launch_hopper.cu"
-    source.write_text(
-        text.replace("f(Float16())", "f(BFloat16())").replace("f(float())", "f(BFloat16())")
-    )
     command = [nvcc, "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-Xptxas=-v"]
-    command += [f"-I{ROOT}/csrc", "-cubin", source, "-o", tmp_path / "hopper.cubin"]
+    command += [f"-I{ROOT}/csrc", "-cubin", of_one_dtype(tmp_path), "-o", tmp_path / "hopper.cubin"]
     run = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
     )
@@ -70,6 +92,17 @@ def test_nvcc_spills_nothing_for_hopper(tmp_path):
         run.stderr,
     )
     assert (
-        len([name for name, *_ in report if re.search(r"Cluster(For|Back)wardKernel", name)]) >= 15
+        len([name for name, *_ in report if re.search(r"(Cluster|Grid)(For|Back)wardKernel", name)])
+        >= 21
     )
     assert not [name for name, *spilled in report if any(map(int, spilled))]
+    cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=triton_tools())
+    if cuobjdump is None:
+        return
+    command = [cuobjdump, "-sass", tmp_path / "hopper.cubin"]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for function in code.split("Function : ")[1:]:
+        name = function.split()[0]
+        assert not re.search(r"\b(STL|LDL)\b", function), name
+        multiplies = re.search(r"(ClusterFor|ClusterBack|GridFor|GridBack|Tensor)\w*Kernel", name)
+        assert not multiplies or "HMMA.16816.F32.BF16" in function, name

@@ -40,6 +40,14 @@ Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_l
 Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                        CUstream_st* stream) noexcept;
 
+// Two calls, each with its own workspace: the directions of a bidirectional LSTM. Their results
+// have the bits of the calls by themselves; where the device and their sizes allow it (the Hopper
+// kernels, equal dtype, batch and units) both recurrences are one launch, side by side.
+Status RunCudaForwardPair(const LstmForward (&calls)[2], int64_t max_steps, int32_t* bad_length,
+                          CUstream_st* stream) noexcept;
+Status RunCudaBackwardPair(const LstmBackward (&calls)[2], int64_t max_steps, int32_t* bad_length,
+                           CUstream_st* stream) noexcept;
+
 // For debugging: *flag = 0 on the stream; and, waiting for the stream, *value = *flag.
 // flag: int32 on the device.
 Status ClearCudaFlag(int32_t* flag, CUstream_st* stream) noexcept;

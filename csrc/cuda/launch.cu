@@ -154,20 +154,36 @@ Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st
   });
 }
 
+bool OnHopper(const LstmProblem& p, int64_t max_steps) {
+  return HopperKernel(p, max_steps) != CudaKernel::kGroups;
+}
+
+// Where the Hopper kernels take both calls their recurrences are one launch, else two.
+template <typename Call, typename Both, typename One>
+Status RunPair(const Call (&calls)[2], int64_t max_steps, Both both, One one, int32_t* bad_length,
+               CUstream_st* stream) {
+  for (const Call& call : calls) MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
+  if (OnHopper(calls[0].problem, max_steps) && OnHopper(calls[1].problem, max_steps)) {
+    return both(calls, 2, max_steps, bad_length, stream);
+  }
+  MASKED_LSTM_RETURN_IF_ERROR(one(calls[0], max_steps, bad_length, stream));
+  return one(calls[1], max_steps, bad_length, stream);
+}
+
 }  // namespace
 
 #if !defined(MASKED_LSTM_HOPPER)  // not compiled for 90a: nothing is handed over
-bool HopperServes(const LstmProblem&, int64_t) noexcept { return false; }
+CudaKernel HopperKernel(const LstmProblem&, int64_t) noexcept { return CudaKernel::kGroups; }
 Status HopperForwardWorkspaceBytes(const LstmForward&, int64_t, size_t*) noexcept {
   return OkStatus();
 }
 Status HopperBackwardWorkspaceBytes(const LstmBackward&, int64_t, size_t*) noexcept {
   return OkStatus();
 }
-Status RunHopperForward(const LstmForward&, int64_t, int32_t*, CUstream_st*) noexcept {
+Status RunHopperForward(const LstmForward*, int, int64_t, int32_t*, CUstream_st*) noexcept {
   return OkStatus();
 }
-Status RunHopperBackward(const LstmBackward&, int64_t, int32_t*, CUstream_st*) noexcept {
+Status RunHopperBackward(const LstmBackward*, int, int64_t, int32_t*, CUstream_st*) noexcept {
   return OkStatus();
 }
 #endif
@@ -177,16 +193,16 @@ Status CheckCudaSizes(const LstmProblem& problem, int64_t max_steps) noexcept {
 }
 
 CudaKernel ForwardCudaKernel(const LstmForward& call) noexcept {
-  return HopperServes(call.problem, 1) ? CudaKernel::kClusters : CudaKernel::kGroups;
+  return HopperKernel(call.problem, 1);
 }
 CudaKernel BackwardCudaKernel(const LstmBackward& call) noexcept {
-  return HopperServes(call.problem, 1) ? CudaKernel::kClusters : CudaKernel::kGroups;
+  return HopperKernel(call.problem, 1);
 }
 
 Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
                                  size_t* bytes) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
+  if (OnHopper(call.problem, max_steps)) {
     return HopperForwardWorkspaceBytes(call, max_steps, bytes);
   }
   return CallWorkspaceBytes(call, max_steps, bytes);
@@ -195,7 +211,7 @@ Status CudaForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
 Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
                                   size_t* bytes) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
+  if (OnHopper(call.problem, max_steps)) {
     return HopperBackwardWorkspaceBytes(call, max_steps, bytes);
   }
   return CallWorkspaceBytes(call, max_steps, bytes);
@@ -204,8 +220,8 @@ Status CudaBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
 Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
                       CUstream_st* stream) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
-    return RunHopperForward(call, max_steps, bad_length, stream);
+  if (OnHopper(call.problem, max_steps)) {
+    return RunHopperForward(&call, 1, max_steps, bad_length, stream);
   }
   return Run(call, max_steps, bad_length, stream);
 }
@@ -213,10 +229,20 @@ Status RunCudaForward(const LstmForward& call, int64_t max_steps, int32_t* bad_l
 Status RunCudaBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
                        CUstream_st* stream) noexcept {
   MASKED_LSTM_RETURN_IF_ERROR(CheckCall(call.problem, max_steps));
-  if (HopperServes(call.problem, max_steps)) {
-    return RunHopperBackward(call, max_steps, bad_length, stream);
+  if (OnHopper(call.problem, max_steps)) {
+    return RunHopperBackward(&call, 1, max_steps, bad_length, stream);
   }
   return Run(call, max_steps, bad_length, stream);
+}
+
+Status RunCudaForwardPair(const LstmForward (&calls)[2], int64_t max_steps, int32_t* bad_length,
+                          CUstream_st* stream) noexcept {
+  return RunPair(calls, max_steps, RunHopperForward, RunCudaForward, bad_length, stream);
+}
+
+Status RunCudaBackwardPair(const LstmBackward (&calls)[2], int64_t max_steps, int32_t* bad_length,
+                           CUstream_st* stream) noexcept {
+  return RunPair(calls, max_steps, RunHopperBackward, RunCudaBackward, bad_length, stream);
 }
 
 Status ClearCudaFlag(int32_t* flag, CUstream_st* stream) noexcept {

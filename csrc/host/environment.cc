@@ -25,8 +25,11 @@ Status CudaChoiceFromEnvironment(CudaChoice* choice) noexcept {
   if (std::strcmp(name, "hopper") == 0) return OkStatus();
   *choice = CudaChoice::kHopperTf32;
   if (std::strcmp(name, "hopper-tf32") == 0) return OkStatus();
+  *choice = CudaChoice::kHopperGrid;
+  if (std::strcmp(name, "hopper-grid") == 0) return OkStatus();
   return Error(StatusCode::kInvalidArgument,
-               "MASKED_LSTM_CUDA_KERNEL: expected groups, hopper or hopper-tf32, got '%.40s'",
+               "MASKED_LSTM_CUDA_KERNEL: expected groups, hopper, hopper-tf32 or hopper-grid, "
+               "got '%.40s'",
                name);
 }
 

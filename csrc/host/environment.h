@@ -9,8 +9,8 @@ namespace masked_lstm {
 // call. Errors: a name that is unknown, or a set this CPU lacks.
 Status IsaFromEnvironment(Isa* isa) noexcept;
 
-// The kernel that MASKED_LSTM_CUDA_KERNEL asks for (groups, hopper or hopper-tf32), or groups. Read
-// at every call. Errors: kInvalidArgument, another name.
+// The kernel that MASKED_LSTM_CUDA_KERNEL asks for (groups, hopper, hopper-tf32, hopper-grid), or
+// groups. Read at every call. Errors: kInvalidArgument, another name.
 Status CudaChoiceFromEnvironment(CudaChoice* choice) noexcept;
 
 // Whether MASKED_LSTM_CHECK_LENGTHS asks the CUDA calls to wait for the device and to refuse

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -71,6 +72,7 @@ class DeviceTensor {
     if (managed_ == nullptr) return nullptr;
     return static_cast<char*>(managed_->dl_tensor.data) + managed_->dl_tensor.byte_offset;
   }
+  int device() const { return managed_->dl_tensor.device.device_id; }
   ArgumentShape shape() const {
     ArgumentShape shape;
     if (managed_ == nullptr) return shape;
@@ -112,9 +114,7 @@ class DeviceTensor {
 
  private:
   void ExpectDevice(const DeviceTensor& other) const {
-    if (managed_->dl_tensor.device.device_id != other.managed_->dl_tensor.device.device_id) {
-      Refuse("expected the device of inputs, got another");
-    }
+    if (device() != other.device()) Refuse("expected the device of inputs, got another");
   }
 
   [[noreturn]] void Refuse(const char* sentence) const {
@@ -212,81 +212,170 @@ class Call {
     return bytes;
   }
 
-  void Forward(const py::tuple& results, const py::object& workspace, size_t workspace_bytes,
-               const py::object& bad_length, uintptr_t stream) const {
-    const DeviceTensor outputs("outputs", results[0]), h("h", results[1]), c("c", results[2]),
-        reserve("reserve", results[3]), memory("workspace", workspace),
-        flag("bad_length", bad_length);
-    LstmForward call;
-    call.problem = problem_;
-    call.outputs = outputs.data();
-    call.h = h.data();
-    call.c = c.data();
-    call.reserve = reserve.data();
-    call.workspace = memory.data();
-    call.workspace_bytes = workspace_bytes;
-    int32_t value = 0;
-    ThrowIfError(Launch(call, static_cast<int32_t*>(flag.data()), Stream(stream), &value));
-    if (value == 0) return;
-    throw py::value_error(
-        problem_.row_splits != nullptr
-            ? "row_splits: expected them to rise from 0 to the number of values, got others"
-            : "sequence_lengths: expected values in [0, timesteps], got others");
-  }
-
-  void Backward(const py::object& reserve, const py::tuple& upstream, const py::tuple& results,
-                const py::object& scratch, const py::object& workspace, size_t workspace_bytes,
-                uintptr_t stream) const {
-    const DeviceTensor saved("reserve", reserve), d_outputs("d_outputs", upstream[0]),
-        d_h("d_h", upstream[1]), d_c("d_c", upstream[2]), dx("dx", results[0]),
-        d_kernel("d_kernel", results[1]), d_recurrent_kernel("d_recurrent_kernel", results[2]),
-        d_bias("d_bias", results[3]), dh0("dh0", results[4]), dc0("dc0", results[5]),
-        space("scratch", scratch), memory("workspace", workspace);
-    for (const DeviceTensor* t : {&d_outputs, &d_h, &d_c}) t->ExpectLike(x_);
-    saved.ExpectReserve(problem_.dtype, ReserveValues(), x_);
-    LstmBackward call;
-    call.problem = problem_;
-    ThrowIfError(
-        CheckResultGradients(problem_, steps_, d_outputs.shape(), d_h.shape(), d_c.shape()));
-    call.reserve = saved.data();
-    call.scratch = space.data();
-    call.d_outputs = d_outputs.data();
-    call.d_h = d_h.data();
-    call.d_c = d_c.data();
-    call.dx = dx.data();
-    call.d_kernel = d_kernel.data();
-    call.d_recurrent_kernel = d_recurrent_kernel.data();
-    call.d_bias = d_bias.data();
-    call.dh0 = dh0.data();
-    call.dc0 = dc0.data();
-    call.workspace = memory.data();
-    call.workspace_bytes = workspace_bytes;
-    ThrowIfError(Launch(call, Stream(stream)));
-  }
+  const LstmProblem& problem() const { return problem_; }
+  int64_t steps() const { return steps_; }
+  const DeviceTensor& inputs() const { return x_; }
 
  private:
-  // Without Python's lock: a launch waits where the stream's queue is full, perhaps for a callback
-  // in it that needs the lock.
-  Status Launch(const LstmForward& call, int32_t* bad_length, CUstream_st* stream,
-                int32_t* value) const {
-    const py::gil_scoped_release unlocked;
-    if (bad_length != nullptr) MASKED_LSTM_RETURN_IF_ERROR(ClearCudaFlag(bad_length, stream));
-    MASKED_LSTM_RETURN_IF_ERROR(RunCudaForward(call, steps_, bad_length, stream));
-    CountCudaCall(ForwardCudaKernel(call), problem_.dtype, Pass::kForward);
-    return bad_length == nullptr ? OkStatus() : ReadCudaFlag(bad_length, stream, value);
-  }
-  Status Launch(const LstmBackward& call, CUstream_st* stream) const {
-    const py::gil_scoped_release unlocked;
-    MASKED_LSTM_RETURN_IF_ERROR(RunCudaBackward(call, steps_, nullptr, stream));
-    CountCudaCall(BackwardCudaKernel(call), problem_.dtype, Pass::kBackward);
-    return OkStatus();
-  }
-
   const DeviceTensor x_, kernel_, recurrent_kernel_, bias_, h0_, c0_, mask_, lengths_,
       input_factors_, recurrent_factors_, row_splits_;
   LstmProblem problem_;
   int64_t steps_ = 0;
 };
+
+// What a forward call of `of` writes to: (results, workspace, its bytes).
+class ForwardArrays {
+ public:
+  ForwardArrays(const Call& of, const py::tuple& given) : ForwardArrays(of, given, given[0]) {}
+
+  LstmForward call;
+
+ private:
+  ForwardArrays(const Call& of, const py::tuple& given, const py::tuple& results)
+      : outputs_("outputs", results[0]),
+        h_("h", results[1]),
+        c_("c", results[2]),
+        reserve_("reserve", results[3]),
+        workspace_("workspace", given[1]) {
+    call.problem = of.problem();
+    call.outputs = outputs_.data();
+    call.h = h_.data();
+    call.c = c_.data();
+    call.reserve = reserve_.data();
+    call.workspace = workspace_.data();
+    call.workspace_bytes = given[2].cast<size_t>();
+  }
+
+  const DeviceTensor outputs_, h_, c_, reserve_, workspace_;
+};
+
+// What a backward call reads and writes: (reserve, upstream, results, scratch, workspace, its
+// bytes).
+class BackwardArrays {
+ public:
+  BackwardArrays(const Call& of, const py::tuple& given)
+      : BackwardArrays(of, given, given[1], given[2]) {}
+
+  LstmBackward call;
+
+ private:
+  BackwardArrays(const Call& of, const py::tuple& given, const py::tuple& upstream,
+                 const py::tuple& results)
+      : saved_("reserve", given[0]),
+        d_outputs_("d_outputs", upstream[0]),
+        d_h_("d_h", upstream[1]),
+        d_c_("d_c", upstream[2]),
+        dx_("dx", results[0]),
+        d_kernel_("d_kernel", results[1]),
+        d_recurrent_kernel_("d_recurrent_kernel", results[2]),
+        d_bias_("d_bias", results[3]),
+        dh0_("dh0", results[4]),
+        dc0_("dc0", results[5]),
+        scratch_("scratch", given[3]),
+        workspace_("workspace", given[4]) {
+    for (const DeviceTensor* t : {&d_outputs_, &d_h_, &d_c_}) t->ExpectLike(of.inputs());
+    saved_.ExpectReserve(of.problem().dtype, of.ReserveValues(), of.inputs());
+    ThrowIfError(CheckResultGradients(of.problem(), of.steps(), d_outputs_.shape(), d_h_.shape(),
+                                      d_c_.shape()));
+    call.problem = of.problem();
+    call.reserve = saved_.data();
+    call.scratch = scratch_.data();
+    call.d_outputs = d_outputs_.data();
+    call.d_h = d_h_.data();
+    call.d_c = d_c_.data();
+    call.dx = dx_.data();
+    call.d_kernel = d_kernel_.data();
+    call.d_recurrent_kernel = d_recurrent_kernel_.data();
+    call.d_bias = d_bias_.data();
+    call.dh0 = dh0_.data();
+    call.dc0 = dc0_.data();
+    call.workspace = workspace_.data();
+    call.workspace_bytes = given[5].cast<size_t>();
+  }
+
+  const DeviceTensor saved_, d_outputs_, d_h_, d_c_, dx_, d_kernel_, d_recurrent_kernel_, d_bias_,
+      dh0_, dc0_, scratch_, workspace_;
+};
+
+void CheckPair(const Call& first, const Call& second) {
+  if (second.inputs().device() != first.inputs().device()) {
+    throw py::value_error("second: expected arrays on the first call's device, got another");
+  }
+  if (second.steps() == first.steps()) return;
+  throw py::value_error("second: expected as many timesteps as the first call has, got " +
+                        std::to_string(second.steps()) + " for " + std::to_string(first.steps()));
+}
+
+// Runs what `launch` does; `calls`: what it serves. Without Python's lock: a launch waits where the
+// stream's queue is full, perhaps for a callback in it that needs the lock.
+template <typename Launch>
+Status LaunchForward(std::initializer_list<const LstmForward*> calls, int32_t* bad_length,
+                     CUstream_st* stream, int32_t* value, Launch launch) {
+  const py::gil_scoped_release unlocked;
+  if (bad_length != nullptr) MASKED_LSTM_RETURN_IF_ERROR(ClearCudaFlag(bad_length, stream));
+  MASKED_LSTM_RETURN_IF_ERROR(launch());
+  for (const LstmForward* call : calls) {
+    CountCudaCall(ForwardCudaKernel(*call), call->problem.dtype, Pass::kForward);
+  }
+  return bad_length == nullptr ? OkStatus() : ReadCudaFlag(bad_length, stream, value);
+}
+template <typename Launch>
+Status LaunchBackward(std::initializer_list<const LstmBackward*> calls, Launch launch) {
+  const py::gil_scoped_release unlocked;
+  MASKED_LSTM_RETURN_IF_ERROR(launch());
+  for (const LstmBackward* call : calls) {
+    CountCudaCall(BackwardCudaKernel(*call), call->problem.dtype, Pass::kBackward);
+  }
+  return OkStatus();
+}
+
+void RefuseBadLengths(const LstmProblem& p, int32_t bad) {
+  if (bad == 0) return;
+  throw py::value_error(
+      p.row_splits != nullptr
+          ? "row_splits: expected them to rise from 0 to the number of values, got others"
+          : "sequence_lengths: expected values in [0, timesteps], got others");
+}
+
+// `flag`: int32, where lengths are to be checked, or None.
+void Forward(const Call& of, const py::tuple& given, const py::object& flag, uintptr_t stream) {
+  const ForwardArrays a(of, given);
+  const DeviceTensor bad_length("bad_length", flag);
+  int32_t* const bad = static_cast<int32_t*>(bad_length.data());
+  int32_t value = 0;
+  ThrowIfError(LaunchForward({&a.call}, bad, Stream(stream), &value, [&] {
+    return RunCudaForward(a.call, of.steps(), bad, Stream(stream));
+  }));
+  RefuseBadLengths(of.problem(), value);
+}
+
+void ForwardPair(const Call& first, const Call& second, const py::tuple& given,
+                 const py::tuple& given_second, const py::object& flag, uintptr_t stream) {
+  CheckPair(first, second);
+  const ForwardArrays a(first, given), b(second, given_second);
+  const DeviceTensor bad_length("bad_length", flag);
+  int32_t* const bad = static_cast<int32_t*>(bad_length.data());
+  int32_t value = 0;
+  ThrowIfError(LaunchForward({&a.call, &b.call}, bad, Stream(stream), &value, [&] {
+    return RunCudaForwardPair({a.call, b.call}, first.steps(), bad, Stream(stream));
+  }));
+  RefuseBadLengths(first.problem(), value);
+}
+
+void Backward(const Call& of, const py::tuple& given, uintptr_t stream) {
+  const BackwardArrays a(of, given);
+  ThrowIfError(LaunchBackward(
+      {&a.call}, [&] { return RunCudaBackward(a.call, of.steps(), nullptr, Stream(stream)); }));
+}
+
+void BackwardPair(const Call& first, const Call& second, const py::tuple& given,
+                  const py::tuple& given_second, uintptr_t stream) {
+  CheckPair(first, second);
+  const BackwardArrays a(first, given), b(second, given_second);
+  ThrowIfError(LaunchBackward({&a.call, &b.call}, [&] {
+    return RunCudaBackwardPair({a.call, b.call}, first.steps(), nullptr, Stream(stream));
+  }));
+}
 
 std::map<std::string, int64_t> Calls() {
   std::map<std::string, int64_t> calls;
@@ -309,8 +398,10 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("batch", &Call::batch)
       .def_property_readonly("reserve_values", &Call::ReserveValues)
       .def("forward_workspace", &Call::ForwardWorkspace)
-      .def("forward", &Call::Forward)
       .def("backward_workspace", &Call::BackwardWorkspace)
-      .def("backward", &Call::Backward);
+      .def("forward", &Forward)
+      .def("forward_pair", &ForwardPair)
+      .def("backward", &Backward)
+      .def("backward_pair", &BackwardPair);
   m.def("kernel_calls", Calls);
 }

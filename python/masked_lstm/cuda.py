@@ -5,6 +5,7 @@ masked_lstm.core. Everything runs on the library's current stream; nothing waits
 unless MASKED_LSTM_CHECK_LENGTHS=1 asks for lengths out of range to be reported.
 """
 
+import inspect
 import os
 
 from masked_lstm.results import Forward, Gradients
@@ -124,32 +125,25 @@ _NAMES = (
 class _Call:
     """A call's arguments, checked, and what its results are made with."""
 
-    def __init__(
-        self,
-        library,
-        arrays,
-        mask,
-        sequence_lengths,
-        row_splits,
-        initial_state,
-        factors,
-        flags,
-        activations,
-    ):
+    def __init__(self, library, arguments):
+        def of(*names):
+            return [arguments[name] for name in names]
+
+        initial_state = arguments["initial_state"]
         if initial_state is None:
             initial_state = (None, None)
         if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2:
             got = type(initial_state).__name__
             raise ValueError(f"initial_state: expected two arrays (h, c), got {got}")
+        mask = arguments["mask"]
         mask = None if mask is None else library.bytes(mask)
-        integers = (
-            ("sequence_lengths", sequence_lengths, library.int32),
-            ("row_splits", row_splits, library.int64),
-        )
+        integers = (("sequence_lengths", library.int32), ("row_splits", library.int64))
         lengths, splits = (
-            None if array is None else library.integers(name, array, dtype)
-            for name, array, dtype in integers
+            None if arguments[name] is None else library.integers(name, arguments[name], dtype)
+            for name, dtype in integers
         )
+        arrays = of("inputs", "kernel", "recurrent_kernel", "bias")
+        factors = of("input_factors", "recurrent_factors")
         given = (*arrays, *initial_state, mask, lengths, *factors, splits)
         for name, array in zip(_NAMES, given, strict=True):
             if array is None and name not in ("inputs", "kernel", "recurrent_kernel"):
@@ -158,7 +152,9 @@ class _Call:
                 got = type(array).__name__
                 raise TypeError(f"{name}: expected an array of {library.name}, got {got}")
         self.library, self.keep = library, given
-        self.native = _cuda.Call(self.capsules(given), (*map(bool, flags), *map(str, activations)))
+        flags = map(bool, of("go_backwards", "zero_output_for_mask", "return_sequences"))
+        activations = map(str, of("activation", "recurrent_activation"))
+        self.native = _cuda.Call(self.capsules(given), (*flags, *activations))
         self.inputs, self.units = arrays[0], arrays[2].shape[0]
         self.dtype = self.inputs.dtype
         double = self.dtype == library.float64
@@ -176,6 +172,70 @@ class _Call:
 
     def workspace(self, size):
         return self.library.capsule(self.empty(size, dtype=self.library.uint8)), size
+
+
+class _Forward(_Call):
+    """A forward call, ready to run."""
+
+    def __init__(self, library, arguments):
+        super().__init__(library, arguments)
+        save_reserve = bool(arguments["save_reserve"])
+        workspace = self.workspace(self.native.forward_workspace(save_reserve))
+        batch = self.native.batch
+        steps = self.inputs.shape[:-1] if arguments["return_sequences"] else (batch,)
+        results = [self.empty(*steps, self.units)]
+        results += [self.empty(batch, self.units) for _ in range(2)]
+        self.results = Forward(*results, self.reserve() if save_reserve else None)
+        self.arrays = (self.capsules(self.results), *workspace)
+
+
+class _Backward(_Call):
+    """A backward call, ready to run."""
+
+    def __init__(self, library, arguments):
+        super().__init__(library, arguments)
+        reserve, units, batch = arguments["reserve"], self.units, self.native.batch
+        workspace = self.workspace(self.native.backward_workspace(reserve is not None))
+        scratch = self.reserve() if reserve is None else reserve
+        input_dim = self.inputs.shape[-1]
+        shapes = [self.inputs.shape, (input_dim, 4 * units), (units, 4 * units)]
+        shapes += [(4 * units,), (batch, units), (batch, units)]
+        self.results = Gradients(*[self.empty(*shape) for shape in shapes])
+        reserve, scratch = self.capsules((reserve, scratch))
+        upstream = self.capsules([arguments[name] for name in ("d_outputs", "d_h", "d_c")])
+        self.arrays = (reserve, upstream, self.capsules(self.results), scratch, *workspace)
+
+
+def _run_forward(*calls):
+    """Results of one call or two, each given by its arguments."""
+    library = _library(calls[0]["inputs"])
+    with library.on_device():
+        ready = [_Forward(library, arguments) for arguments in calls]
+        check = os.environ.get("MASKED_LSTM_CHECK_LENGTHS", "0") not in ("", "0")
+        names = ("sequence_lengths", "row_splits")
+        checked = check and any(call[name] is not None for call in calls for name in names)
+        flag = library.capsule(ready[0].empty(1, dtype=library.int32)) if checked else None
+        natives, arrays = ([getattr(r, of) for r in ready] for of in ("native", "arrays"))
+        run = _cuda.Call.forward_pair if len(ready) == 2 else _cuda.Call.forward
+        run(*natives, *arrays, flag, library.stream())
+    return tuple(one.results for one in ready)
+
+
+def _run_backward(*calls):
+    library = _library(calls[0]["inputs"])
+    with library.on_device():
+        ready = [_Backward(library, arguments) for arguments in calls]
+        natives, arrays = ([getattr(r, of) for r in ready] for of in ("native", "arrays"))
+        run = _cuda.Call.backward_pair if len(ready) == 2 else _cuda.Call.backward
+        run(*natives, *arrays, library.stream())
+    return tuple(one.results for one in ready)
+
+
+def _bound(function, arguments):
+    """All of a call's arguments, as `locals()` in the function would have them."""
+    bound = inspect.signature(function).bind(**arguments)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def forward(
@@ -209,30 +269,7 @@ def forward(
         ValueError, TypeError: a wrong shape, dtype, device or layout. MemoryError, RuntimeError:
         what CUDA says, perhaps of an earlier call.
     """
-    library = _library(inputs)
-    with library.on_device():
-        call = _Call(
-            library,
-            (inputs, kernel, recurrent_kernel, bias),
-            mask,
-            sequence_lengths,
-            row_splits,
-            initial_state,
-            (input_factors, recurrent_factors),
-            (go_backwards, zero_output_for_mask, return_sequences),
-            (activation, recurrent_activation),
-        )
-        native, units = call.native, call.units
-        workspace = call.workspace(native.forward_workspace(bool(save_reserve)))
-        steps = inputs.shape[:-1] if return_sequences else (native.batch,)
-        results = [call.empty(*steps, units)]
-        results += [call.empty(native.batch, units) for _ in range(2)]
-        reserve = call.reserve() if save_reserve else None
-        check = os.environ.get("MASKED_LSTM_CHECK_LENGTHS", "0") not in ("", "0")
-        checked = check and (sequence_lengths is not None or row_splits is not None)
-        flag = library.capsule(call.empty(1, dtype=library.int32)) if checked else None
-        native.forward(call.capsules((*results, reserve)), *workspace, flag, library.stream())
-    return Forward(*results, reserve)
+    return _run_forward(locals())[0]
 
 
 def backward(
@@ -259,28 +296,22 @@ def backward(
 ):
     """As masked_lstm.core.backward; `reserve` must be that of `forward` and is overwritten. None:
     the forward pass is computed again, with the same bits."""
-    library = _library(inputs)
-    with library.on_device():
-        call = _Call(
-            library,
-            (inputs, kernel, recurrent_kernel, bias),
-            mask,
-            sequence_lengths,
-            row_splits,
-            initial_state,
-            (input_factors, recurrent_factors),
-            (go_backwards, zero_output_for_mask, return_sequences),
-            (activation, recurrent_activation),
-        )
-        native, units, input_dim = call.native, call.units, inputs.shape[-1]
-        workspace = call.workspace(native.backward_workspace(reserve is not None))
-        scratch = call.reserve() if reserve is None else reserve
-        shapes = [inputs.shape, (input_dim, 4 * units), (units, 4 * units)]
-        shapes += [(4 * units,), (native.batch, units), (native.batch, units)]
-        results = [call.empty(*shape) for shape in shapes]
-        reserve, scratch = call.capsules((reserve, scratch))
-        upstream = call.capsules((d_outputs, d_h, d_c))
-        native.backward(
-            reserve, upstream, call.capsules(results), scratch, *workspace, library.stream()
-        )
-    return Gradients(*results)
+    return _run_backward(locals())[0]
+
+
+def forward_pair(first, second):
+    """(forward(**first), forward(**second)): the directions of a bidirectional LSTM.
+
+    Each result has the bits of the call by itself. Where the Hopper kernels serve both calls, and
+    dtype, batch and units are the same, both recurrences are one launch and run side by side; else
+    one after the other.
+
+    Args:
+        first, second: the arguments of `forward` by name, with as many timesteps, on one GPU.
+    """
+    return _run_forward(_bound(forward, first), _bound(forward, second))
+
+
+def backward_pair(first, second):
+    """(backward(**first), backward(**second)), as forward_pair."""
+    return _run_backward(_bound(backward, first), _bound(backward, second))

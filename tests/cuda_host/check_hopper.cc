@@ -1,20 +1,29 @@
 // The Hopper kernels on the host executor, against the CPU core: every dtype, kind of mask and
-// option, clusters of one to sixteen blocks, more rows than slots; the same bits in every order of
-// the threads, with any number of slots and clusters, alone and in a batch.
+// option, clusters of one to sixteen blocks and groups over the grid, more rows than slots; the
+// same bits in every order of the threads, with any number of slots and clusters, alone and in a
+// batch, and where another call shares the launch.
 //
-//   check_hopper        passes
-//   check_hopper NAME   one check with wait, block, cluster or bytes broken (cluster_host.h): fails
+//   check_hopper             passes
+//   check_hopper WHAT NAME   clusters or grid: one check with NAME broken (cluster_host.h): fails;
+//                            with nothing broken it passes
 #include <type_traits>
 
 #include "cluster_host.h"
+#include "cuda/hopper/hopper_lstm.h"
 #include "cuda/hopper/run_hopper.cuh"
+#include "cuda_runtime.h"
 #include "lstm_case.h"
 
 namespace {
 
 using namespace masked_lstm;
+using cuda::hopper::BackwardClusters;
+using cuda::hopper::BackwardGrid;
 using cuda::hopper::BackwardVariant;
+using cuda::hopper::ForwardClusters;
+using cuda::hopper::ForwardGrid;
 using cuda::hopper::ForwardVariant;
+using cuda::hopper::GridVariant;
 
 int failures = 0;
 
@@ -24,10 +33,13 @@ void Fail(const char* what, const LstmProblem& p) {
   ++failures;
 }
 
+constexpr int kGroupBlocks = 3;
+
 // The launches of run_hopper.cuh.
 struct Launcher {
   unsigned seed;
-  int clusters;  // that run at once
+  int clusters;         // or groups of kGroupBlocks blocks that run at once
+  int recurrences = 0;  // launches of them
 
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int blocks, int blocks_y, int threads,
@@ -40,56 +52,117 @@ struct Launcher {
   int ResidentClusters(Kernel, int, int, int64_t) {
     return clusters;
   }
+  template <typename Kernel>
+  int ResidentBlocks(Kernel, int, int64_t) {
+    return clusters * kGroupBlocks;
+  }
+  template <typename... Parameters, typename... Arguments>
+  void Cooperative(void (*kernel)(Parameters...), int blocks, int threads, size_t shared_bytes,
+                   Arguments... arguments) {
+    ++recurrences;
+    cuda_host::LaunchClusters(1, blocks, threads, shared_bytes, ++seed,
+                              [&] { kernel(arguments...); });
+  }
   template <typename... Parameters, typename... Arguments>
   void Clusters(void (*kernel)(Parameters...), int count, int cluster, int threads,
                 size_t shared_bytes, Arguments... arguments) {
+    recurrences += cluster > 1;
     cuda_host::LaunchClusters(count, cluster, threads, shared_bytes, ++seed,
                               [&] { kernel(arguments...); });
   }
 };
 
-constexpr int64_t kShared = 227 << 10;
+constexpr auto kDevice = cuda::hopper::HopperSizes(132);
+constexpr int64_t kShared = kDevice.shared_bytes;
 
-// How a call is run: with variants of the test's own, or as planned for the GPU.
-template <typename Forward, typename Backward>
+// How calls are run: with variants of the test's own, or as planned for the GPU.
+template <template <typename, typename> class ForwardOf, typename Forward,
+          template <typename, typename> class BackwardOf, typename Backward>
 struct Own {
-  int cluster;
-  template <typename T, typename Call>
-  int64_t Bytes(const Call&, int64_t) const {
-    return 4 << 20;
-  }
-  template <typename T>
-  bool Run(const LstmForward& call, int64_t max_steps, Launcher& launch) const {
-    return cuda::hopper::RunForwardVariant<T, Forward>(call, max_steps, nullptr, cluster, kShared,
-                                                       launch);
-  }
-  template <typename T>
-  bool Run(const LstmBackward& call, int64_t max_steps, Launcher& launch) const {
-    return cuda::hopper::RunBackwardVariant<T, Forward, Backward>(call, max_steps, nullptr, cluster,
-                                                                  kShared, launch);
-  }
-};
-struct Planned {
-  static cuda::hopper::Plan Plan(const LstmProblem& p) {
-    return cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
+  cuda::hopper::Plan plan;
+
+  template <typename T, typename F>
+  auto With(int64_t units, F f) const {
+    return f(ForwardOf<T, Forward>(units, plan), BackwardOf<T, Backward>(units, plan));
   }
   template <typename T, typename Call>
   int64_t Bytes(const Call& call, int64_t max_steps) const {
-    return cuda::hopper::HopperBytes<T>(call, max_steps, Plan(call.problem));
+    return With<T>(call.problem.units, [&](auto forward, auto backward) {
+      return cuda::hopper::RecurrenceBytes(call, max_steps, forward, backward);
+    });
+  }
+  template <typename T>
+  bool Run(const LstmForward* calls, int count, int64_t max_steps, Launcher& launch) const {
+    return With<T>(calls->problem.units, [&](auto forward, auto) {
+      return cuda::hopper::RunForwardCalls<T>(calls, count, max_steps, nullptr, forward, kShared,
+                                              launch);
+    });
+  }
+  template <typename T>
+  bool Run(const LstmBackward* calls, int count, int64_t max_steps, Launcher& launch) const {
+    return With<T>(calls->problem.units, [&](auto forward, auto backward) {
+      return cuda::hopper::RunBackwardCalls<T>(calls, count, max_steps, nullptr, forward, backward,
+                                               kShared, launch);
+    });
+  }
+};
+// The calls of hopper_lstm.h, as a Hopper GPU's driver would get them.
+struct Calls {
+  CudaChoice choice = CudaChoice::kHopper;
+  int device = cuda_host::kFirstHopper;
+
+  template <typename Call>
+  void Choose(Call* call, Launcher& launch) const {
+    call->problem.cuda_choice = choice;
+    cuda_host::runtime.device = device;
+    cuda_host::runtime.seed = launch.seed;
+  }
+  static Status WorkspaceBytes(const LstmForward& call, int64_t max_steps, size_t* bytes) {
+    return HopperForwardWorkspaceBytes(call, max_steps, bytes);
+  }
+  static Status WorkspaceBytes(const LstmBackward& call, int64_t max_steps, size_t* bytes) {
+    return HopperBackwardWorkspaceBytes(call, max_steps, bytes);
+  }
+  static Status RunAll(const LstmForward* calls, int count, int64_t max_steps) {
+    return RunHopperForward(calls, count, max_steps, nullptr, nullptr);
+  }
+  static Status RunAll(const LstmBackward* calls, int count, int64_t max_steps) {
+    return RunHopperBackward(calls, count, max_steps, nullptr, nullptr);
   }
   template <typename T, typename Call>
-  bool Run(const Call& call, int64_t max_steps, Launcher& launch) const {
-    return cuda::hopper::RunHopper<T>(call, max_steps, nullptr, Plan(call.problem), kShared,
-                                      launch);
+  int64_t Bytes(Call call, int64_t max_steps) const {
+    Launcher none{1, 1};
+    Choose(&call, none);
+    size_t bytes = 0;
+    if (!WorkspaceBytes(call, max_steps, &bytes).ok()) Fail("no workspace", call.problem);
+    return static_cast<int64_t>(bytes);
+  }
+  template <typename T, typename Call>
+  bool Run(Call* calls, int count, int64_t max_steps, Launcher& launch) const {
+    for (int i = 0; i < count; ++i) {
+      Choose(&calls[i], launch);
+      calls[i].workspace_bytes = Bytes<T>(calls[i], max_steps);
+    }
+    const Status status = RunAll(calls, count, max_steps);
+    if (!status.ok()) std::fprintf(stderr, "%s\n", status.message);
+    return status.ok();
   }
 };
 
-// With a workspace of exactly the size asked for, NaN at first.
+// With workspaces of the size asked for, aligned as device memory is, NaN at first.
+template <typename T, typename How, typename Call>
+void Run(Call* calls, int count, const Case<T>& one, const How& how, Launcher& launch) {
+  std::vector<char> workspaces[2];
+  for (int i = 0; i < count; ++i) {
+    workspaces[i].assign(how.template Bytes<T>(calls[i], one.x_rows) + 64, -1);
+    const auto address = reinterpret_cast<uintptr_t>(workspaces[i].data());
+    calls[i].workspace = workspaces[i].data() + (64 - address % 64) % 64;
+  }
+  if (!how.template Run<T>(calls, count, one.x_rows, launch)) Fail("does not fit", one.p);
+}
 template <typename T, typename How, typename Call>
 void Run(Call call, const Case<T>& one, const How& how, Launcher& launch) {
-  std::vector<char> workspace(how.template Bytes<T>(call, one.x_rows), -1);
-  call.workspace = workspace.data();
-  if (!how.template Run<T>(call, one.x_rows, launch)) Fail("does not fit", one.p);
+  Run(&call, 1, one, how, launch);
 }
 
 template <typename T, typename How>
@@ -163,10 +236,81 @@ void Check(const CaseShape& shape, Mask mask, int options, const How& how) {
   if (mask == Mask::kHoles) CheckAlone(one, actual, how, shape.batch - 1);
 }
 
+// The directions of a bidirectional layer, in one launch and by themselves; and the gates computed
+// again, of both.
+template <typename T, typename How>
+void CheckPair(const CaseShape& shape, const How& how, int launches) {
+  const Case<T> cases[] = {Case<T>(shape, Mask::kHoles, 0),
+                           Case<T>(shape, Mask::kHoles, kBackwards + kLastOnly)};
+  CaseResults<T> together[] = {CaseResults<T>(cases[0], cases[0].x_rows),
+                               CaseResults<T>(cases[1], cases[1].x_rows)};
+  for (int saved : {1, 0}) {
+    Launcher launch{77, 3};
+    LstmForward forward[2];
+    LstmBackward backward[2];
+    for (int i = 0; i < 2; ++i) {
+      forward[i] = together[i].Forward(cases[i], saved);
+      backward[i] = together[i].Backward(cases[i], nullptr);
+      if (!saved) backward[i].reserve = nullptr;
+    }
+    Run(forward, 2, cases[0], how, launch);
+    Run(backward, 2, cases[0], how, launch);
+    if (launch.recurrences != launches * (saved ? 2 : 3))
+      Fail("another number of launches", cases[0].p);
+    for (int i = 0; i < 2; ++i) {
+      const CaseResults<T> alone = OnExecutor(cases[i], how, 5, 2);
+      const auto a = together[i].All(), b = alone.All();
+      for (size_t k = 0; k < a.size(); ++k) {
+        if (!SameBits(*a[k], *b[k]))
+          Fail("a call differs where another shares the launch", cases[i].p);
+      }
+    }
+  }
+}
+
+// The reserve is one format: the backward pass of these kernels after the forward pass of those of
+// run.cuh, and the other way round.
+template <typename T, typename How>
+void CheckCrossed(const CaseShape& shape, Mask mask, const How& how) {
+  const Case<T> one(shape, mask, kBackwards);
+  const CaseResults<T> expected = OnCpu(one);
+  const cuda::DeviceLimits limits = {one.x_rows, 4, 3, nullptr};
+  for (bool hopper_first : {false, true}) {
+    CaseResults<T> r(one, one.x_rows);
+    Launcher launch{hopper_first ? 31u : 32u, 2};
+    std::vector<char> workspace;
+    LstmForward forward = r.Forward(one, true);
+    LstmBackward backward = r.Backward(one, nullptr);
+    if (hopper_first) {
+      Run(forward, one, how, launch);
+      workspace.assign(cuda::BackwardWorkspaceBytes<T>(backward, limits), -1);
+      backward.workspace = workspace.data();
+      cuda::RunBackward<T>(backward, limits, launch);
+    } else {
+      workspace.assign(cuda::ForwardWorkspaceBytes<T>(forward, limits), -1);
+      forward.workspace = workspace.data();
+      cuda::RunForward<T>(forward, limits, launch);
+      Run(backward, one, how, launch);
+    }
+    const auto a = r.All(), right = expected.All();
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (!(Difference(*a[i], *right[i]) <= kLimit<T>)) Fail("a crossed reserve differs", one.p);
+    }
+  }
+}
+
 // Clusters of two blocks with 8 slots: every mask and option.
-typedef Own<ForwardVariant<1, 2, 256, true, 1>, BackwardVariant<1, 4, 256, true, 1, 1>> Pair;
+typedef Own<ForwardClusters, ForwardVariant<1, 2, 256, true, 1>, BackwardClusters,
+            BackwardVariant<1, 4, 256, true, 1, 1>>
+    Pair;
 // Of three, with weights in shared memory and up to 32 slots.
-typedef Own<ForwardVariant<2, 2, 256, true, 4>, BackwardVariant<1, 6, 256, true, 2, 4>> Stored;
+typedef Own<ForwardClusters, ForwardVariant<2, 2, 256, true, 4>, BackwardClusters,
+            BackwardVariant<1, 6, 256, true, 2, 4>>
+    Stored;
+// Groups over the grid of three blocks of two warps, with weights in shared memory.
+typedef Own<ForwardGrid, GridVariant<4, 1, 64, 4>, BackwardGrid, GridVariant<1, 2, 64, 4>> Grid;
+constexpr cuda::hopper::Plan kPair = {cuda::hopper::Variant::kNone, 2, 0};
+constexpr cuda::hopper::Plan kThree = {cuda::hopper::Variant::kNone, 3, 2};
 
 template <typename T>
 void CheckAll() {
@@ -175,57 +319,152 @@ void CheckAll() {
     for (int options : {0, kBackwards, kZeroOutput, kBackwards + kLastOnly, kBare}) {
       if ((!kFull || mask != Mask::kHoles) && options != kBackwards) continue;
       if (!kFull && mask != Mask::kHoles && mask != Mask::kRagged) continue;
-      Check<T>({19, 5, 9, 17}, mask, options, Pair{2});
+      Check<T>({19, 5, 9, 17}, mask, options, Pair{kPair});
     }
   }
   // float16 differs from bfloat16 in the multiplication's name alone.
   if constexpr (!std::is_same_v<T, Float16>) {
-    Check<T>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{3});
+    Check<T>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{kThree});
+    Check<T>({37, 4, 3, 48}, Mask::kHoles, 0, Grid{kThree});
   }
 }
 
-// ClusterForwardKernel, ClusterBackwardKernel, PackForwardKernel, PackBackwardKernel,
-// GatherOutputGradientsKernel, TensorProjectKernel, TensorInputGradientsKernel,
-// TensorWeightGradientsKernel and SumSplitsKernel: every call runs all of them.
+// Which kernel takes a call; too small a workspace, a cluster that the device cannot run and every
+// fault of the runtime: one sentence each, and nothing worse.
+constexpr int kSmallest = cuda_host::kFirstHopper + 1;  // 3 multiprocessors
+
+void CheckCalls() {
+  cuda_host::Runtime& runtime = cuda_host::runtime;
+  LstmProblem p;
+  p.dtype = DType::kBFloat16, p.batch = 2, p.cuda_choice = CudaChoice::kHopper;
+  const auto expect = [&](int device, int64_t units, CudaKernel kernel) {
+    runtime.device = device, p.units = units;
+    if (HopperKernel(p, 4) != kernel) Fail("another kernel takes it", p);
+  };
+  expect(0, 64, CudaKernel::kGroups);  // an older GPU
+  expect(cuda_host::kFirstHopper, 640, CudaKernel::kClusters);
+  expect(cuda_host::kFirstHopper, 769, CudaKernel::kGroups);  // more blocks than run at once
+  p.cuda_choice = CudaChoice::kHopperGrid;
+  expect(cuda_host::kFirstHopper, 640, CudaKernel::kGrid);
+  expect(kSmallest, 49, CudaKernel::kGroups);
+  expect(kSmallest, 48, CudaKernel::kGrid);
+  p.dtype = DType::kFloat32;
+  expect(kSmallest, 48, CudaKernel::kGrid);
+  p.cuda_choice = CudaChoice::kHopper;
+  expect(kSmallest, 48, CudaKernel::kGroups);  // tf32 was not asked for
+
+  const Case<BFloat16> one({2, 2, 2, 140}, Mask::kNone, 0);
+  CaseResults<BFloat16> r(one, one.x_rows);
+  LstmForward call = r.Forward(one, true);
+  alignas(64) static char workspace[1 << 21];
+  Launcher launch{1, 1};
+  const Calls how;
+  how.Choose(&call, launch);
+  call.workspace = workspace;
+  call.workspace_bytes = how.Bytes<BFloat16>(call, one.x_rows) - 1;
+  const auto refused = [&](const char* words) {
+    const Status status = RunHopperForward(&call, 1, one.x_rows, nullptr, nullptr);
+    if (status.ok() || std::strstr(status.message, words) == nullptr) Fail(words, one.p);
+  };
+  refused("workspace: expected");
+  call.workspace_bytes = sizeof(workspace);
+  runtime.device = kSmallest;
+  refused("expected a GPU that runs a cluster or group");
+  call.problem.cuda_choice = CudaChoice::kHopperGrid;  // the workspace is enough for any device
+  refused("expected a GPU that runs a cluster or group");
+  call.problem.cuda_choice = CudaChoice::kHopper;
+  runtime.device = cuda_host::kFirstHopper;
+  for (int at = 1;; ++at) {
+    runtime.error = cudaErrorIllegalAddress, runtime.fails_at = at, runtime.calls = 0;
+    const Status status = RunHopperForward(&call, 1, one.x_rows, nullptr, nullptr);
+    runtime.error = cudaSuccess;
+    if (runtime.calls < at) break;  // it ran to its end
+    if (status.ok()) Fail("a fault of the runtime is not told", one.p);
+  }
+}
+
+// ClusterForwardKernel, ClusterBackwardKernel, GridForwardKernel, GridBackwardKernel,
+// PackForwardKernel, PackBackwardKernel, GatherOutputGradientsKernel, TensorProjectKernel,
+// TensorInputGradientsKernel, TensorWeightGradientsKernel and SumSplitsKernel: every call runs all
+// of them, with the recurrences of a cluster or the grid.
 void CheckEverything() {
   CheckAll<BFloat16>();
   CheckAll<Float16>();
   CheckAll<float>();
   // Each variant as planned for the GPU; the third has weights in shared memory.
-  Check<BFloat16>({11, 4, 3, 33}, Mask::kLengths, 0, Planned());
-  Check<BFloat16>({9, 2, 3, 130}, Mask::kHoles, 0, Planned());
-  Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Planned());
-  Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Planned());
+  Check<BFloat16>({11, 4, 3, 33}, Mask::kLengths, 0, Calls());
+  Check<BFloat16>({9, 2, 3, 130}, Mask::kHoles, 0, Calls());
+  Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Calls());
+  Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Calls());
+  for (int options : {int{kBackwards}, int{kBare}}) {
+    Check<BFloat16>({9, 4, 3, 41}, Mask::kRagged, options, Grid{kThree});
+  }
+  CheckCrossed<BFloat16>({19, 4, 3, 17}, Mask::kHoles, Pair{kPair});
+  CheckCrossed<float>({11, 3, 3, 41}, Mask::kRagged, Grid{kThree});
+  CheckPair<BFloat16>({19, 4, 3, 17}, Pair{kPair}, 1);
+  CheckPair<BFloat16>({19, 3, 3, 41}, Grid{kThree}, 2);
+  CheckPair<BFloat16>({9, 3, 3, 20}, Calls(), 0);  // whose launches are not counted
+  Check<BFloat16>({9, 3, 3, 40}, Mask::kHoles, 0, Calls{CudaChoice::kHopperGrid, kSmallest});
+  CheckCalls();
 }
 
-// Every path of the rule leads to a variant that fits.
+template <typename T, typename V>
+bool Fits(const ForwardClusters<T, V>& f, int64_t units) {
+  return f.shape.warps * 32 <= V::kThreads && f.tiles * 4 >= units &&
+         cuda::hopper::ForwardSharedBytes<T, V>(f.shape, 1) <= kShared;
+}
+template <typename T, typename V>
+bool Fits(const BackwardClusters<T, V>& b, int64_t units) {
+  return b.shape.warps * 32 <= V::kThreads && b.shape.cluster * b.shape.units >= units &&
+         b.shape.chunks <= V::kChunks &&
+         cuda::hopper::BackwardSharedBytes<T, V>(b.shape, 1) <= kShared;
+}
+template <typename Recurrence, typename V>
+bool GridFits(const Recurrence& r, V, int64_t units, int rows_of_unit) {
+  const auto& shape = r.shape;
+  return shape.blocks * V::kTiles * 16 >= units * rows_of_unit && shape.groups >= 1 &&
+         shape.groups * shape.blocks <= kDevice.processors &&
+         shape.blocks * shape.block_bytes <= shape.row_bytes &&
+         cuda::hopper::GridSharedBytes<V>(shape, 1) <= kShared;
+}
+template <typename T, typename V>
+bool Fits(const ForwardGrid<T, V>& f, int64_t units) {
+  return GridFits(f, V(), units, 4);
+}
+template <typename T, typename V>
+bool Fits(const BackwardGrid<T, V>& b, int64_t units) {
+  return GridFits(b, V(), units, 1);
+}
+
+// Every path of the rule leads to a variant that fits; where clusters end, and the grid.
 void CheckPlans() {
   for (DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
-    const int64_t most = dtype == DType::kFloat32 ? 512 : 768;
-    for (int64_t units = 1; units <= most + 1; ++units) {
-      const auto plan = cuda::hopper::ChoosePlan(units, dtype, cuda::hopper::kHopper);
+    const bool tf32 = dtype == DType::kFloat32;
+    const int64_t most = tf32 ? 512 : 768, most_of_all = tf32 ? 1280 : 2112;
+    for (int64_t units = 1; units <= most_of_all + 1; ++units) {
+      const auto plan = cuda::hopper::ChoosePlan(units, dtype, kDevice);
       const bool planned = plan.variant != cuda::hopper::Variant::kNone;
+      const bool grid = plan.variant == cuda::hopper::Variant::kGrid;
       LstmProblem p;
       p.units = units, p.dtype = dtype;
-      if (planned != (units <= most)) Fail("the rule ends elsewhere", p);
+      if (planned != (units <= most_of_all) || grid != (planned && units > most)) {
+        Fail("the rule ends elsewhere", p);
+      }
       if (!planned) continue;
       const auto fits = [&](auto stored) {
         using T = decltype(stored);
-        return cuda::hopper::WithVariants<T>(plan.variant, [&](auto forward, auto backward) {
-          using F = decltype(forward);
-          using B = decltype(backward);
-          const auto f = cuda::hopper::ForwardShapeOf<F, T>(units, plan.cluster);
-          const auto b = cuda::hopper::BackwardShapeOf<B, T>(units, plan.cluster);
-          return f.warps * 32 <= F::kThreads && b.warps * 32 <= B::kThreads &&
-                 f.cluster * f.warps * F::kTiles * 4 >= units && b.cluster * b.units >= units &&
-                 b.chunks <= B::kChunks &&
-                 cuda::hopper::ForwardSharedBytes<T, F>(f, 1) <= kShared &&
-                 cuda::hopper::BackwardSharedBytes<T, B>(b, 1) <= kShared;
-        });
+        return cuda::hopper::WithRecurrences<T>(
+            units, plan, [&](auto f, auto b) { return Fits(f, units) && Fits(b, units); });
       };
-      if (!(dtype == DType::kFloat32 ? fits(float()) : fits(BFloat16()))) {
-        Fail("the planned variant does not fit", p);
-      }
+      if (!(tf32 ? fits(float()) : fits(BFloat16()))) Fail("the planned variant does not fit", p);
+    }
+  }
+  // Fewer multiprocessors, fewer units.
+  const auto small = cuda::hopper::HopperSizes(60);
+  for (int64_t units : {960, 961}) {
+    const auto plan = cuda::hopper::ChoosePlan(units, DType::kBFloat16, small);
+    if ((plan.variant == cuda::hopper::Variant::kGrid) != (units == 960)) {
+      Fail("a group of more blocks than run at once", LstmProblem());
     }
   }
 }
@@ -233,12 +472,15 @@ void CheckPlans() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* const names[] = {"nothing", "wait", "block", "cluster", "bytes"};
-  for (int i = 0; argc > 1 && i < 5; ++i) {
-    if (std::strcmp(argv[1], names[i]) == 0) cuda_host::broken = static_cast<cuda_host::Broken>(i);
+  cuda_host::launch_clusters = cuda_host::LaunchClusters;
+  const char* const names[] = {"nothing", "wait", "block", "cluster", "bytes", "release"};
+  for (int i = 0; argc > 2 && i < 6; ++i) {
+    if (std::strcmp(argv[2], names[i]) == 0) cuda_host::broken = static_cast<cuda_host::Broken>(i);
   }
-  if (argc > 1) {
-    Check<BFloat16>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{3});
+  if (argc > 2 && std::strcmp(argv[1], "grid") == 0) {
+    Check<BFloat16>({11, 4, 3, 48}, Mask::kHoles, 0, Grid{kThree});
+  } else if (argc > 2) {
+    Check<BFloat16>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{kThree});
   } else {
     CheckPlans();
     CheckEverything();

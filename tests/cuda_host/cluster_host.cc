@@ -30,7 +30,7 @@ struct Fiber {
   Place place;
   int rank = 0;
   bool started = false, done = false;
-  uint64_t* waits_for = nullptr;  // a barrier
+  const void* waits_for = nullptr;  // a barrier or a flag
 };
 
 struct Warp {
@@ -56,9 +56,9 @@ static_assert(sizeof(Barrier) == sizeof(uint64_t), "as in shared memory");
 
 struct Store {
   unsigned char data[16];
-  int bytes, rank;
+  int bytes, rank;  // of the block stored into; through global memory: of that which stores
   unsigned char* to;
-  uint64_t* barrier;
+  uint64_t* barrier;  // null: global memory
 };
 
 struct Cluster {
@@ -114,6 +114,15 @@ unsigned Random(unsigned below) { return static_cast<unsigned>(cluster.random())
 
 void Wake(int index) { cluster.ready.push_back(index); }
 
+void WakeWaiting(const void* at) {
+  for (size_t i = 0; i < cluster.fibers.size(); ++i) {
+    if (cluster.fibers[i]->waits_for == at) {
+      cluster.fibers[i]->waits_for = nullptr;
+      Wake(static_cast<int>(i));
+    }
+  }
+}
+
 Barrier Load(uint64_t* at) {
   if (cluster.barriers.count(at) == 0) Die("a barrier that nobody initialised");
   Barrier barrier;
@@ -129,20 +138,17 @@ void Update(uint64_t* at, Barrier barrier) {
     barrier.pending = barrier.arrivals;
   }
   std::memcpy(at, &barrier, sizeof(barrier));
-  if (!complete) return;
-  for (size_t i = 0; i < cluster.fibers.size(); ++i) {
-    if (cluster.fibers[i]->waits_for == at) {
-      cluster.fibers[i]->waits_for = nullptr;
-      Wake(static_cast<int>(i));
-    }
-  }
+  if (complete) WakeWaiting(at);
 }
 
-void Land() {
-  const size_t which = Random(static_cast<unsigned>(cluster.flying.size()));
+void Land(size_t which) {
   const Store store = cluster.flying[which];
   cluster.flying[which] = cluster.flying.back();
   cluster.flying.pop_back();
+  if (store.barrier == nullptr) {
+    std::memcpy(store.to, store.data, store.bytes);
+    return;
+  }
   if (cluster.blocks[store.rank].done == cluster.threads) {
     Die("a store into a block that has ended");
   }
@@ -190,7 +196,9 @@ void RunCluster(int first_block) {
       Block& block = cluster.blocks[Random(cluster.size)];
       block.asleep_until = std::max(block.asleep_until, cluster.tick + Random(3000));
     }
-    if (!cluster.flying.empty() && (cluster.ready.empty() || Random(4) == 0)) Land();
+    if (!cluster.flying.empty() && (cluster.ready.empty() || Random(4) == 0)) {
+      Land(Random(static_cast<unsigned>(cluster.flying.size())));
+    }
     if (cluster.ready.empty()) {
       if (cluster.flying.empty()) Die("all threads wait for each other");
       continue;
@@ -220,7 +228,7 @@ void RunCluster(int first_block) {
       ++cluster.blocks[running->rank].done;
     }
   }
-  if (!cluster.flying.empty()) Die("a store into a block that has ended");
+  while (!cluster.flying.empty()) Land(cluster.flying.size() - 1);
 }
 
 }  // namespace
@@ -321,6 +329,32 @@ void StoreAsync(uintptr_t address, const void* data, int bytes, uintptr_t barrie
   store.to = reinterpret_cast<unsigned char*>(address);
   store.barrier = reinterpret_cast<uint64_t*>(barrier);
   cluster.flying.push_back(store);
+}
+
+void GridStore(void* to, const void* data, int bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0) Die("a store that is not aligned");
+  Store store = {};
+  store.rank = running->rank;
+  std::memcpy(store.data, data, bytes);
+  store.bytes = bytes;
+  store.to = static_cast<unsigned char*>(to);
+  cluster.flying.push_back(store);
+}
+
+void ReleaseFlag(unsigned* flag, unsigned value) {
+  for (size_t i = cluster.flying.size(); i-- > 0 && broken != Broken::kRelease;) {
+    if (cluster.flying[i].barrier == nullptr && cluster.flying[i].rank == running->rank) Land(i);
+  }
+  *flag = value;
+  WakeWaiting(flag);
+}
+
+void WaitForFlag(const unsigned* flag, unsigned value) {
+  if (broken == Broken::kBarrierWait) return;
+  while (*flag < value) {
+    running->waits_for = flag;
+    Pause();
+  }
 }
 
 }  // namespace cuda_host

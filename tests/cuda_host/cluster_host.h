@@ -7,6 +7,9 @@
 // count that is wrong, a barrier that is overtaken or a warp operation that a lane misses leaves
 // threads that wait for ever, which ends the program; so do a barrier nobody initialised, a store
 // outside the shared memory of its block and one into a block that has ended.
+//
+// A cooperative launch is one cluster of all blocks. Stores that its blocks exchange through global
+// memory land late too, unless the block that made them releases a flag.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +23,7 @@ void LaunchClusters(int clusters, int cluster_size, int threads, size_t shared_b
                     const std::function<void()>& kernel);
 
 // What to leave out, to see that a test notices.
-enum class Broken { kNothing, kBarrierWait, kSyncBlock, kSyncCluster, kByteCount };
+enum class Broken { kNothing, kBarrierWait, kSyncBlock, kSyncCluster, kByteCount, kRelease };
 extern Broken broken;
 
 // Of the fiber that runs now.
@@ -41,5 +44,10 @@ void BarrierInit(uint64_t* barrier, int arrivals);
 void BarrierArriveExpect(uint64_t* barrier, int bytes);
 void BarrierWait(uint64_t* barrier, int parity);
 void StoreAsync(uintptr_t address, const void* data, int bytes, uintptr_t barrier);
+
+// Global memory.
+void GridStore(void* to, const void* data, int bytes);
+void ReleaseFlag(unsigned* flag, unsigned value);
+void WaitForFlag(const unsigned* flag, unsigned value);
 
 }  // namespace cuda_host

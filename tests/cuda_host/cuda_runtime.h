@@ -1,12 +1,14 @@
-// What csrc/cuda/launch.cu uses of CUDA's runtime, for tests without a GPU: launches run on the
-// executor, errors come when a test asks for them. Only what may be called while a stream is being
-// captured is here (but for the two calls of ReadCudaFlag, which fail while a test captures): an
-// allocation or a wait for the device would not compile.
+// What csrc/cuda/launch.cu and hopper/launch_hopper.cu use of CUDA's runtime, for tests without a
+// GPU: launches run on the executor, errors come when a test asks for them. Only what may be called
+// while a stream is being captured is here (but for the two calls of ReadCudaFlag, which fail
+// while a test captures): an allocation or a wait for the device would not compile.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <set>
 
 #include "cuda_host.h"
@@ -30,7 +32,14 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrCooperativeLaunch = 95,
 };
-enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2 };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeCooperative = 2,
+  cudaLaunchAttributeClusterDimension = 4
+};
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 12
+};
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost = 2 };
 
 struct CUstream_st;
@@ -42,8 +51,11 @@ struct dim3 {
 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
-  struct {
+  union {
     int cooperative;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -56,8 +68,22 @@ struct cudaLaunchConfig_t {
 
 namespace cuda_host {
 
-// The simulated machine: device d runs kResident[d] blocks at once.
-constexpr int kResident[] = {64, 1, 3, 0};
+// The simulated machine: device d runs kResident[d] blocks at once; the last two are Hopper GPUs.
+constexpr int kResident[] = {64, 1, 3, 0, 40, 3};
+constexpr int kFirstHopper = 4;
+
+// LaunchClusters of cluster_host.h, where it is linked: runs launches of clusters, and cooperative
+// ones of kernels that work by warps.
+using ClusterLaunch = void (*)(int clusters, int cluster_size, int threads, size_t shared_bytes,
+                               unsigned seed, const std::function<void()>& kernel);
+inline ClusterLaunch launch_clusters = nullptr;
+
+// What was allowed for a kernel by cudaFuncSetAttribute.
+struct Allowed {
+  size_t shared_bytes = 48 << 10;
+  unsigned cluster = 8;
+};
+inline std::map<const void*, Allowed> allowed;
 
 struct Runtime {
   int device = 0;
@@ -118,8 +144,9 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   *value = attribute == cudaDevAttrMultiProcessorCount      ? cuda_host::kResident[device]
-           : attribute == cudaDevAttrComputeCapabilityMajor ? 6
-                                                            : 1;
+           : attribute != cudaDevAttrComputeCapabilityMajor ? 1
+           : device < cuda_host::kFirstHopper               ? 6
+                                                            : 9;
   return cuda_host::runtime.Call();
 }
 template <typename Kernel>
@@ -127,6 +154,25 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
   ++cuda_host::runtime.occupancy_calls;
   *blocks = 1;
   return cuda_host::runtime.Call();
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute attribute, int value) {
+  cuda_host::Allowed& allowed = cuda_host::allowed[reinterpret_cast<const void*>(kernel)];
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    allowed.cluster = value != 0 ? 16 : 8;
+  } else {
+    allowed.shared_bytes = value;
+  }
+  return cuda_host::runtime.Call(value > 227 << 10 ? cudaErrorInvalidValue : cudaSuccess);
+}
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel kernel,
+                                           const cudaLaunchConfig_t* config) {
+  const cuda_host::Allowed& allowed = cuda_host::allowed[reinterpret_cast<const void*>(kernel)];
+  const unsigned cluster = config->attrs->val.clusterDim.x;
+  *clusters = static_cast<int>(cuda_host::kResident[cuda_host::runtime.device] / cluster);
+  const bool fits = cluster <= allowed.cluster && config->dynamicSmemBytes <= allowed.shared_bytes;
+  return cuda_host::runtime.Call(fits ? cudaSuccess : cudaErrorInvalidValue);
 }
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
   const cudaError_t error = cuda_host::runtime.Work(stream);
@@ -145,10 +191,16 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments... arguments) {
   cuda_host::Runtime& runtime = cuda_host::runtime;
   const dim3 grid = config->gridDim;
-  const bool cooperative = config->numAttrs > 0 && config->attrs->val.cooperative != 0;
+  const void* const which = reinterpret_cast<const void*>(kernel);
+  const bool clusters =
+      config->numAttrs > 0 && config->attrs->id == cudaLaunchAttributeClusterDimension;
+  const bool cooperative = config->numAttrs > 0 && !clusters && config->attrs->val.cooperative != 0;
+  const cuda_host::Allowed& allowed = cuda_host::allowed[which];
+  const unsigned cluster = clusters ? config->attrs->val.clusterDim.x : 1;
   cudaError_t error = cudaSuccess;
   if (grid.x < 1 || grid.x > 0x7fffffff || grid.y < 1 || grid.y > 65535 ||
-      config->blockDim.x > 1024 || config->dynamicSmemBytes > 48 << 10) {
+      config->blockDim.x > 1024 || config->dynamicSmemBytes > allowed.shared_bytes ||
+      cluster > allowed.cluster || grid.x % cluster != 0) {
     error = cudaErrorInvalidValue;
   }
   if (cooperative &&
@@ -157,7 +209,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   error = runtime.Work(config->stream, error);
   if (error != cudaSuccess) return error;
-  runtime.launched.insert(reinterpret_cast<const void*>(kernel));
+  runtime.launched.insert(which);
+  if (clusters || (cooperative && cuda_host::launch_clusters != nullptr)) {
+    const unsigned size = clusters ? cluster : grid.x;
+    cuda_host::launch_clusters(static_cast<int>(grid.x / size), static_cast<int>(size),
+                               static_cast<int>(config->blockDim.x), config->dynamicSmemBytes,
+                               ++runtime.seed, [&] { kernel(arguments...); });
+    return cudaSuccess;
+  }
   cuda_host::Launch(static_cast<int>(grid.x), static_cast<int>(grid.y),
                     static_cast<int>(config->blockDim.x), config->dynamicSmemBytes, cooperative,
                     ++runtime.seed, [&] { kernel(arguments...); });

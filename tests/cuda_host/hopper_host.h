@@ -8,6 +8,8 @@
 #include "cluster_host.h"
 #include "cuda_host.h"
 
+#define MASKED_LSTM_GRID_CONSTANT
+
 namespace masked_lstm {
 namespace cuda {
 namespace hopper {
@@ -134,6 +136,17 @@ inline void BarrierWait(uint64_t* barrier, unsigned parity) {
 template <int kWords>
 void StoreAsync(SharedAddress address, const uint32_t (&words)[kWords], SharedAddress barrier) {
   cuda_host::StoreAsync(address, words, 4 * kWords, barrier);
+}
+template <int kWords>
+void GridStore(unsigned char* to, const uint32_t (&words)[kWords]) {
+  cuda_host::GridStore(to, words, 4 * kWords);
+}
+inline void GridLoad(const unsigned char* from, uint32_t (&words)[4]) {
+  std::memcpy(words, from, sizeof(words));
+}
+inline void ReleaseFlag(unsigned* flag, unsigned value) { cuda_host::ReleaseFlag(flag, value); }
+inline void WaitForFlag(const unsigned* flag, unsigned value) {
+  cuda_host::WaitForFlag(flag, value);
 }
 
 }  // namespace hopper

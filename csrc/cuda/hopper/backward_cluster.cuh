@@ -13,8 +13,7 @@
 // tiles are other blocks', still multiplies; by the barrier of the next step it has finished.
 #pragma once
 
-#include "cuda/backward.cuh"
-#include "cuda/hopper/slot_walk.cuh"
+#include "cuda/hopper/cells.cuh"
 
 namespace masked_lstm {
 namespace cuda {
@@ -49,21 +48,13 @@ struct BackwardVariants<float> {
 };
 
 struct BackwardShape {
-  int cluster, clusters;  // blocks of each, how many
+  int cluster, clusters;  // blocks of each, how many for each call
   int warps;              // of each block
+  int all_units;          // as the problem's: the same in both calls, and quicker to read
   int units;              // of each block; a multiple of 8
   int tiles;              // of all units
   int chunks;             // of a block's depth
   int row_bytes;          // of dG of one slot
-};
-
-struct BackwardMemory {
-  const Words* packed;    // PackBackwardKernel's
-  const float* gates;     // (N,4U) of the reserve
-  const float* cells;     // (N,U)
-  const float* d_output;  // (N,U) arriving at each step's output; or null: zeros
-  float* d_gates;         // (N,4U) of the scratch; may be gates
-  float* h_before;        // (N,U); may be cells
 };
 
 // recurrent_kernel's columns of block 0, 1, ...: tile by tile, chunk by chunk, 2 Words for each
@@ -105,31 +96,39 @@ static __global__ void GatherOutputGradientsKernel(LstmBackward call, DeviceSche
 
 // The four gates' gradients of a unit as operands, side by side.
 template <typename Stored>
-MASKED_LSTM_DEVICE void StoreGates(unsigned char* to, const float (&d)[4]) {
-  uint32_t* const words = reinterpret_cast<uint32_t*>(to);
-  if constexpr (Operand<Stored>::kPerWord == 2) {
-    words[0] = Operand<Stored>::Round(d[0]) | Operand<Stored>::Round(d[1]) << 16;
-    words[1] = Operand<Stored>::Round(d[2]) | Operand<Stored>::Round(d[3]) << 16;
-  } else {
-#pragma unroll
-    for (int v = 0; v < 4; ++v) words[v] = Operand<Stored>::Round(d[v]);
-  }
-}
+struct GateWords {
+  uint32_t word[4 / Operand<Stored>::kPerWord];
 
-// Grid: clusters * cluster blocks of 32 * warps threads, in clusters. kSlotTiles: 8 slots each.
+  explicit MASKED_LSTM_DEVICE GateWords(const float (&d)[4]) {
+    if constexpr (Operand<Stored>::kPerWord == 2) {
+      word[0] = Operand<Stored>::Round(d[0]) | Operand<Stored>::Round(d[1]) << 16;
+      word[1] = Operand<Stored>::Round(d[2]) | Operand<Stored>::Round(d[3]) << 16;
+    } else {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) word[v] = Operand<Stored>::Round(d[v]);
+    }
+  }
+};
+
+// Grid: for each call clusters * cluster blocks of 32 * warps threads, in clusters. kSlotTiles: 8
+// slots each.
 template <typename Stored, typename Variant, int kSlotTiles>
 static __global__ void __launch_bounds__(Variant::kThreads, 1)
-    ClusterBackwardKernel(LstmBackward call, DeviceSchedule schedule, BackwardShape shape,
-                          BackwardMemory memory) {
+    ClusterBackwardKernel(const MASKED_LSTM_GRID_CONSTANT BackwardWorks works,
+                          BackwardShape shape) {
   constexpr int kTiles = Variant::kTiles, kChunks = Variant::kChunks, kChains = Variant::kChains;
   constexpr int kCells = Variant::kCells, kSlots = kSlotTiles * kColumns;
   [[maybe_unused]] constexpr int kPartsAtOnce =
       Variant::kThreads > 256 ? 2 : 4;  // as registers allow
+  const auto& work = works.of[BlockIndex() / shape.cluster / shape.clusters];
+  const LstmBackward& call = work.call;
+  const DeviceSchedule& schedule = work.schedule;
+  const BackwardMemory& memory = work.memory;
   const LstmProblem& p = call.problem;
-  const int U = static_cast<int>(p.units);
+  const int U = shape.all_units;
   const int lane = ThreadIndex() % kLanes, warp = ThreadIndex() / kLanes;
   const int rank = Variant::kCluster ? ClusterRank() : 0;
-  const int cluster = BlockIndex() / shape.cluster;
+  const int cluster = BlockIndex() / shape.cluster % shape.clusters;
   const int column = BackwardLanes::ColumnOf(lane);
   const int own_unit = ThreadIndex() / kColumns, unit_stride = BlockSize() / kColumns;
 
@@ -176,10 +175,8 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   ClearRows(d_rows, 2 * kSlots * shape.row_bytes);
   OpenBarriers<Variant::kCluster>(barriers, message);
 
-  // What a thread holds of each slot and unit it updates; the inputs of the next step are read as
-  // soon as those of this one are used.
-  float dc[kSlotTiles][kCells] = {}, gates[kSlotTiles][kCells][4], c[kSlotTiles][kCells];
-  float c_before[kSlotTiles][kCells] = {}, dy[kSlotTiles][kCells];
+  // What a thread holds of each slot and unit it updates.
+  BackwardCell cells[kSlotTiles][kCells];
   int32_t ended[kSlotTiles] = {};  // 1 + the row whose first step was the step before; or 0
   SlotWalk<BackwardLanes, kSlotTiles, true> walk(schedule, static_cast<int>(p.batch), cluster,
                                                  shape.clusters);
@@ -189,66 +186,21 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     return local < shape.units && unit < U ? unit : U;
   };
   // Of the step that `walk` stands at.
-  const auto ReadInputs = [&](int j, int i) {
-    const int unit = UnitOf(i);
-    const int64_t n = walk[j].n;
-    if (walk[j].left == 0 || unit == U) return;
-    const float* const from = memory.gates + n * 4 * U + unit;
-#pragma unroll
-    for (int v = 0; v < 4; ++v) gates[j][i][v] = from[v * U];
-    c[j][i] = walk[j].fresh ? memory.cells[n * U + unit] : c_before[j][i];
-    if (walk[j].left > 1) {
-      c_before[j][i] = memory.cells[(n - 1) * U + unit];
-    } else {
-      c_before[j][i] =
-          p.c0 == nullptr
-              ? 0.0f
-              : Widen(static_cast<const Stored*>(p.c0)[int64_t{walk[j].row} * U + unit]);
-    }
-    dy[j][i] = memory.d_output == nullptr ? 0.0f : memory.d_output[n * U + unit];
+  const auto Read = [&](int j, int i) {
+    cells[j][i].template Read<Stored>(p, memory, walk[j], U, UnitOf(i));
   };
-  // dh and dc of this thread's unit, after the step before; writes dG of this one.
+  // Writes dG of step `slot`.
   const auto Update = [&](int j, int i, const Slot& slot, float dh, unsigned buffer) {
-    const int unit = UnitOf(i);
-    const int64_t state = int64_t{slot.row} * U + unit;
-    float d[4] = {0, 0, 0, 0};
-    if (ended[j] > 0 && unit < U) {
-      const int64_t at = int64_t{ended[j] - 1} * U + unit;
-      if (call.dh0 != nullptr) static_cast<Stored*>(call.dh0)[at] = Narrow<Stored>(dh);
-      if (call.dc0 != nullptr) static_cast<Stored*>(call.dc0)[at] = Narrow<Stored>(dc[j][i]);
-    }
-    if (slot.left > 0 && unit < U) {
-      if (slot.fresh) {
-        const Stored* const d_h = static_cast<const Stored*>(call.d_h);
-        const Stored* const d_c = static_cast<const Stored*>(call.d_c);
-        dh = d_h == nullptr ? 0.0f : Widen(d_h[state]);
-        dc[j][i] = d_c == nullptr ? 0.0f : Widen(d_c[state]);
-      }
-      const float in = gates[j][i][0], f = gates[j][i][1], g = gates[j][i][2];
-      const float o = gates[j][i][3], y = Tanh(c[j][i]), arriving = dh + dy[j][i];
-      const float to_c = MulAdd(arriving * o, 1.0f - y * y, dc[j][i]);
-      dc[j][i] = to_c * f;
-      d[0] = to_c * g * (in * (1.0f - in));
-      d[1] = to_c * c_before[j][i] * (f * (1.0f - f));
-      d[2] = to_c * in * (1.0f - g * g);
-      d[3] = arriving * y * (o * (1.0f - o));
-      const int64_t n = slot.n;
-#pragma unroll
-      for (int v = 0; v < 4; ++v) memory.d_gates[n * 4 * U + v * U + unit] = d[v];
-      // As in backward.cuh: where the scratch is the reserve, over a c that is done with.
-      if (!slot.fresh || slot.left == 1) {
-        if (!slot.fresh) memory.h_before[(n + 1) * U + unit] = o * y;
-        if (slot.left == 1) {
-          memory.h_before[n * U + unit] =
-              p.h0 == nullptr ? 0.0f : Widen(static_cast<const Stored*>(p.h0)[state]);
-        }
-      }
-    }
+    float d[4];
+    cells[j][i].template Step<Stored>(call, memory, slot, ended[j], U, UnitOf(i), dh, d);
     const int local = own_unit + i * unit_stride;
     if (local < shape.units) {
-      StoreGates<Stored>(d_rows + (buffer * kSlots + j * kColumns + column) * shape.row_bytes +
-                             local * 4 * kOperandBytes<Stored>,
-                         d);
+      const GateWords<Stored> words(d);
+      uint32_t* const to = reinterpret_cast<uint32_t*>(
+          d_rows + (buffer * kSlots + j * kColumns + column) * shape.row_bytes +
+          local * 4 * kOperandBytes<Stored>);
+#pragma unroll
+      for (int v = 0; v < 4 / Operand<Stored>::kPerWord; ++v) to[v] = words.word[v];
     }
   };
   // Two halves of tile `tile`, 8 units of one block each, to the blocks that own them.
@@ -279,7 +231,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
 #pragma unroll
   for (int j = 0; j < kSlotTiles; ++j) {
 #pragma unroll
-    for (int i = 0; i < kCells; ++i) ReadInputs(j, i);
+    for (int i = 0; i < kCells; ++i) Read(j, i);
   }
 
   for (unsigned step = 0;; ++step) {
@@ -312,7 +264,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
           }
         }
         Update(j, i, now[j], dh, step % 2);
-        ReadInputs(j, i);
+        Read(j, i);
       }
       ended[j] = now[j].left == 1 ? static_cast<int32_t>(now[j].row) + 1 : 0;
     }

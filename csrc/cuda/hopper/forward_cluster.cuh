@@ -1,4 +1,4 @@
-// The forward recurrence of one direction: a cluster of blocks holds all of recurrent_kernel, in
+// The forward recurrence: a cluster of blocks holds all of recurrent_kernel, in
 // registers and, what does not fit, in shared memory, and steps its slots until its rows are done.
 //
 // A tile is 4 units: its 16 rows are their i, f, c, o, its columns 8 slots, so after one exchange
@@ -12,7 +12,7 @@
 // cluster has sent h_t, so nobody reads h_{t-1} any more.
 #pragma once
 
-#include "cuda/hopper/slot_walk.cuh"
+#include "cuda/hopper/cells.cuh"
 
 namespace masked_lstm {
 namespace cuda {
@@ -40,17 +40,10 @@ typedef ForwardVariant<1, 10, 384, true, 2> LargeForward;
 
 // The rest.
 struct ForwardShape {
-  int cluster, clusters;  // blocks of each, how many
+  int cluster, clusters;  // blocks of each, how many for each call
   int warps;              // of each block
   int chunks;             // of the sum over all units
   int row_bytes;          // of h of one slot
-};
-
-struct ForwardMemory {
-  const Words* packed;  // PackForwardKernel's
-  float* projection;    // (N,4U) x.W + bias; the reserve's gates, where they are saved
-  float* cells;         // (N,U) of the reserve, or null
-  bool save;            // activated gates go where the projection stood
 };
 
 // recurrent_kernel as the fragments of tile 0, 1, ...: chunk by chunk, 2 Words for each lane. One
@@ -73,24 +66,25 @@ static __global__ void PackForwardKernel(LstmProblem p, int chunks, Words* packe
   StoreFragment(reinterpret_cast<unsigned char*>(packed) + at, fragment);
 }
 
-// A lane's h, of unit `group` % 4 of one tile, together with its three neighbours': the 4 units
-// that stand side by side in the slot's row.
-template <typename Stored>
+// A lane's h together with that of three others: 4 units that stand side by side in the slot's row,
+// number lane / kStride % 4 of them this lane's own.
+template <typename Stored, int kStride>
 struct UnitWords {
   static constexpr int kWords = kTileUnits / Operand<Stored>::kPerWord;
   uint32_t word[kWords];
 
   explicit MASKED_LSTM_DEVICE UnitWords(float value) {
     const int lane = ThreadIndex() % kLanes;
-    const bool odd = lane & 4, upper = lane & 8;
-    const uint32_t own = Operand<Stored>::Round(value), other = ShuffleXor(own, 4);
+    const bool odd = lane & kStride, upper = lane & 2 * kStride;
+    const uint32_t own = Operand<Stored>::Round(value), other = ShuffleXor(own, kStride);
     const uint32_t low = odd ? other : own, high = odd ? own : other;
     if constexpr (kWords == 2) {
-      const uint32_t mine = low | high << 16, theirs = ShuffleXor(mine, 8);
+      const uint32_t mine = low | high << 16, theirs = ShuffleXor(mine, 2 * kStride);
       word[0] = upper ? theirs : mine;
       word[1] = upper ? mine : theirs;
     } else {
-      const uint32_t their_low = ShuffleXor(low, 8), their_high = ShuffleXor(high, 8);
+      const uint32_t their_low = ShuffleXor(low, 2 * kStride);
+      const uint32_t their_high = ShuffleXor(high, 2 * kStride);
       word[0] = upper ? their_low : low;
       word[1] = upper ? their_high : high;
       word[2] = upper ? low : their_low;
@@ -99,18 +93,22 @@ struct UnitWords {
   }
 };
 
-// Grid: clusters * cluster blocks of 32 * warps threads, in clusters. kSlotTiles: 8 slots each.
+// Grid: for each call clusters * cluster blocks of 32 * warps threads, in clusters. kSlotTiles: 8
+// slots each.
 template <typename Stored, typename Variant, int kSlotTiles>
 static __global__ void __launch_bounds__(Variant::kThreads, 1)
-    ClusterForwardKernel(LstmForward call, DeviceSchedule schedule, ForwardShape shape,
-                         ForwardMemory memory) {
+    ClusterForwardKernel(const MASKED_LSTM_GRID_CONSTANT ForwardWorks works, ForwardShape shape) {
   constexpr int kTiles = Variant::kTiles, kChunks = Variant::kChunks, kChains = Variant::kChains;
   constexpr int kSlots = kSlotTiles * kColumns;
+  const auto& work = works.of[BlockIndex() / shape.cluster / shape.clusters];
+  const LstmForward& call = work.call;
+  const DeviceSchedule& schedule = work.schedule;
+  const ForwardMemory& memory = work.memory;
   const LstmProblem& p = call.problem;
   const int64_t U = p.units;
   const int lane = ThreadIndex() % kLanes, warp = ThreadIndex() / kLanes;
   const int rank = Variant::kCluster ? ClusterRank() : 0;
-  const int cluster = BlockIndex() / shape.cluster;
+  const int cluster = BlockIndex() / shape.cluster % shape.clusters;
   const int column = ForwardLanes::ColumnOf(lane);
   const bool lower = lane < 16;
   const int first_tile = (rank * shape.warps + warp) * kTiles;
@@ -149,40 +147,22 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   ClearRows(h, 2 * kSlots * shape.row_bytes);
   OpenBarriers<Variant::kCluster>(barriers, message);
 
-  // What a lane holds of each slot and unit it updates. The inputs of the next step are read as
-  // soon as those of this one are used: there is a whole step for them to come.
-  float cell[kSlotTiles][kTiles], xw[kSlotTiles][kTiles][4], next_h[kTiles];
+  // What a lane holds of each slot and unit it updates.
+  ForwardCell cells[kSlotTiles][kTiles];
+  float next_h[kTiles];
   int32_t x_row[kSlotTiles];
   SlotWalk<ForwardLanes, kSlotTiles, false> walk(schedule, static_cast<int>(p.batch), cluster,
                                                  shape.clusters);
   // Of the step that `walk` stands at.
-  const auto ReadInputs = [&](int j, int m) {
-    const int64_t unit = first_unit + m * kTileUnits;
-    const bool exists = walk[j].left > 0 && unit < U;
-    const float* const from = memory.projection + int64_t{walk[j].n} * 4 * U + unit;
-#pragma unroll
-    for (int v = 0; v < 4; ++v) xw[j][m][v] = exists ? from[v * U] : 0.0f;
-    if (walk[j].fresh) {
-      cell[j][m] = exists && p.c0 != nullptr
-                       ? Widen(static_cast<const Stored*>(p.c0)[int64_t{walk[j].row} * U + unit])
-                       : 0.0f;
-    }
+  const auto Read = [&](int j, int m) {
+    cells[j][m].template Read<Stored>(p, memory, walk[j], U, first_unit + m * kTileUnits);
   };
-  const auto ReadPosition = [&](int j) {
-    x_row[j] = walk[j].left > 0 && p.return_sequences
-                   ? static_cast<int32_t>(schedule.x_rows[walk[j].n])
-                   : 0;
-  };
-  // h0 of a row that begins.
   const auto ReadState = [&](int j, int m) {
-    const int64_t unit = first_unit + m * kTileUnits;
-    next_h[m] = walk[j].fresh && unit < U && p.h0 != nullptr
-                    ? Widen(static_cast<const Stored*>(p.h0)[int64_t{walk[j].row} * U + unit])
-                    : 0.0f;
+    next_h[m] = FirstState<Stored>(p, walk[j], U, first_unit + m * kTileUnits);
   };
   // h of this lane's unit of tile m and slot of tile j, for step `step`, to every block.
   const auto Send = [&](int j, int m, float value, unsigned step) {
-    const UnitWords<Stored> words(value);
+    const UnitWords<Stored, 4> words(value);
     const unsigned buffer = step % 2;
     const int slot = static_cast<int>(buffer) * kSlots + j * kColumns + column;
     const int at = static_cast<int>(h - shared) + slot * shape.row_bytes +
@@ -200,7 +180,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     } else if (lane / 4 % 4 == 0) {
       uint32_t* const to = reinterpret_cast<uint32_t*>(shared + at);
 #pragma unroll
-      for (int i = 0; i < UnitWords<Stored>::kWords; ++i) to[i] = words.word[i];
+      for (int i = 0; i < words.kWords; ++i) to[i] = words.word[i];
     }
   };
 
@@ -208,11 +188,10 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   if (!active) return;
 #pragma unroll
   for (int j = 0; j < kSlotTiles; ++j) {
-    ReadPosition(j);
+    x_row[j] = PositionOf(p, schedule, walk[j]);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      cell[j][m] = 0;
-      ReadInputs(j, m);
+      Read(j, m);
       ReadState(j, m);
       Send(j, m, next_h[m], 0);
     }
@@ -283,38 +262,17 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
         // Lower lanes have i and c, upper ones f and o, of the same two slots: one slot each.
         const float got_if = ShuffleXorFloat(lower ? sum[1] : sum[0], 16);
         const float got_co = ShuffleXorFloat(lower ? sum[3] : sum[2], 16);
-        const float i = Sigmoid((lower ? sum[0] : got_if) + xw[j][m][0]);
-        const float f = Sigmoid((lower ? got_if : sum[1]) + xw[j][m][1]);
-        const float g = Tanh((lower ? sum[2] : got_co) + xw[j][m][2]);
-        const float o = Sigmoid((lower ? got_co : sum[3]) + xw[j][m][3]);
-        const float c = MulAdd(f, cell[j][m], i * g);
-        const float new_h = o * Tanh(c);
-        cell[j][m] = c;
-        ReadInputs(j, m);
+        float gates[4] = {lower ? sum[0] : got_if, lower ? got_if : sum[1], lower ? sum[2] : got_co,
+                          lower ? got_co : sum[3]};
+        const float new_h = cells[j][m].Step(gates), c = cells[j][m].c;
+        Read(j, m);
         if (active) {
           Send(j, m, walk[j].left == 0 ? 0.0f : walk[j].fresh ? next_h[m] : new_h, step + 1);
         }
-        const int64_t unit = first_unit + m * kTileUnits;
-        if (slot.left > 0 && unit < U) {
-          if (memory.save) {
-            float* const gates = memory.projection + int64_t{slot.n} * 4 * U + unit;
-            gates[0] = i, gates[U] = f, gates[2 * U] = g, gates[3 * U] = o;
-            memory.cells[slot.n * U + unit] = c;
-          }
-          const bool last = slot.left == 1;
-          if (call.outputs != nullptr && (p.return_sequences || last)) {
-            const int64_t to =
-                p.return_sequences ? OutputRow(p, slot.row, x_row[j]) : int64_t{slot.row};
-            static_cast<Stored*>(call.outputs)[to * U + unit] = Narrow<Stored>(new_h);
-          }
-          const int64_t state = int64_t{slot.row} * U + unit;
-          if (last && call.h != nullptr) {
-            static_cast<Stored*>(call.h)[state] = Narrow<Stored>(new_h);
-          }
-          if (last && call.c != nullptr) static_cast<Stored*>(call.c)[state] = Narrow<Stored>(c);
-        }
+        WriteForwardStep<Stored>(call, memory, slot, x_row[j], U, first_unit + m * kTileUnits,
+                                 gates, c, new_h);
       }
-      ReadPosition(j);
+      x_row[j] = PositionOf(p, schedule, walk[j]);
     }
   }
 }

@@ -8,7 +8,7 @@
 namespace masked_lstm {
 namespace {
 
-// Launches of clusters too.
+// Launches of clusters too, and cooperative ones of much shared memory.
 class HopperLauncher : public StreamLauncher {
  public:
   using StreamLauncher::StreamLauncher;
@@ -35,12 +35,33 @@ class HopperLauncher : public StreamLauncher {
     return error_ == cudaSuccess ? clusters : 0;
   }
 
+  template <typename Kernel>
+  int ResidentBlocks(Kernel kernel, int threads, int64_t shared_bytes) {
+    Prepare(kernel, 1, shared_bytes);
+    int device = 0, processors = 0, per_processor = 0;
+    if (error_ == cudaSuccess) error_ = cudaGetDevice(&device);
+    if (error_ == cudaSuccess) {
+      error_ = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    }
+    if (error_ == cudaSuccess) {
+      error_ = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads,
+                                                             static_cast<size_t>(shared_bytes));
+    }
+    return error_ == cudaSuccess ? processors * per_processor : 0;
+  }
+  template <typename... Parameters, typename... Arguments>
+  void Cooperative(void (*kernel)(Parameters...), int blocks, int threads, size_t shared_bytes,
+                   Arguments... arguments) {
+    Prepare(kernel, 1, static_cast<int64_t>(shared_bytes));
+    (*this)(kernel, blocks, 1, threads, shared_bytes, true, arguments...);
+  }
+
   // `fits`: what the call said.
   Status status(bool fits) const {
     if (fits || error_ != cudaSuccess) return StreamLauncher::status();
     return Error(StatusCode::kUnsupported,
-                 "MASKED_LSTM_CUDA_KERNEL=hopper: expected a GPU that runs a cluster of the size "
-                 "planned for these units, got one that cannot");
+                 "MASKED_LSTM_CUDA_KERNEL=hopper: expected a GPU that runs a cluster or group of "
+                 "the size planned for these units, got one that cannot");
   }
 
  private:
@@ -55,7 +76,7 @@ class HopperLauncher : public StreamLauncher {
     attribute->val.clusterDim.x = cluster;
     attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
     config.attrs = attribute;
-    config.numAttrs = cluster > 1 ? 1 : 0;
+    config.numAttrs = 1;
     return config;
   }
   template <typename Kernel>
@@ -70,8 +91,26 @@ class HopperLauncher : public StreamLauncher {
   }
 };
 
+// kNone where no variant takes these units on a device of so many multiprocessors.
+cuda::hopper::Plan PlanFor(const LstmProblem& p, int processors) {
+  const auto choose = p.cuda_choice == CudaChoice::kHopperGrid ? cuda::hopper::ChooseGrid
+                                                               : cuda::hopper::ChoosePlan;
+  return choose(p.units, p.dtype, cuda::hopper::HopperSizes(processors));
+}
+
+// On the largest device: what the layout of a workspace follows from.
 cuda::hopper::Plan PlanOf(const LstmProblem& p) {
-  return cuda::hopper::ChoosePlan(p.units, p.dtype, cuda::hopper::kHopper);
+  return PlanFor(p, cuda::hopper::kMostProcessors);
+}
+
+// On the current device. Errors: CUDA's own.
+Status CurrentPlan(const LstmProblem& p, cuda::hopper::Plan* plan) {
+  int device = 0, processors = 0;
+  MASKED_LSTM_RETURN_IF_ERROR(CudaError(cudaGetDevice(&device)));
+  MASKED_LSTM_RETURN_IF_ERROR(
+      CudaError(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)));
+  *plan = PlanFor(p, processors);
+  return OkStatus();
 }
 
 // f(Stored()) for the dtype.
@@ -87,6 +126,7 @@ Status WithOperand(DType dtype, F f) {
   }
 }
 
+// Enough for any Hopper GPU: no device is asked.
 template <typename Call>
 Status WorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
   return WithOperand(call.problem.dtype, [&](auto stored) {
@@ -96,32 +136,44 @@ Status WorkspaceBytes(const Call& call, int64_t max_steps, size_t* bytes) {
 }
 
 template <typename Call>
-Status Run(const Call& call, int64_t max_steps, int32_t* bad_length, CUstream_st* stream) {
-  size_t need = 0;
-  MASKED_LSTM_RETURN_IF_ERROR(WorkspaceBytes(call, max_steps, &need));
-  MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes, need));
-  return WithOperand(call.problem.dtype, [&](auto stored) {
+Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
+           CUstream_st* stream) {
+  if (count == 2 && !cuda::hopper::SameShape(calls[0], calls[1])) {
+    MASKED_LSTM_RETURN_IF_ERROR(Run(calls, 1, max_steps, bad_length, stream));
+    return Run(calls + 1, 1, max_steps, bad_length, stream);
+  }
+  for (int i = 0; i < count; ++i) {
+    size_t need = 0;
+    MASKED_LSTM_RETURN_IF_ERROR(WorkspaceBytes(calls[i], max_steps, &need));
+    MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(calls[i].workspace, calls[i].workspace_bytes, need));
+  }
+  cuda::hopper::Plan plan;
+  MASKED_LSTM_RETURN_IF_ERROR(CurrentPlan(calls->problem, &plan));
+  if (plan.variant == cuda::hopper::Variant::kNone) return HopperLauncher(stream).status(false);
+  return WithOperand(calls->problem.dtype, [&](auto stored) {
     HopperLauncher launch(stream);
-    const bool fits =
-        cuda::hopper::RunHopper<decltype(stored)>(call, max_steps, bad_length, PlanOf(call.problem),
-                                                  cuda::hopper::kHopper.shared_bytes, launch);
+    const bool fits = cuda::hopper::RunHopper<decltype(stored)>(
+        calls, count, max_steps, bad_length, plan, cuda::hopper::HopperSizes(0).shared_bytes,
+        launch);
     return launch.status(fits);
   });
 }
 
 }  // namespace
 
-bool HopperServes(const LstmProblem& problem, int64_t max_steps) noexcept {
-  if (problem.cuda_choice == CudaChoice::kGroups) return false;
-  const bool allow_tf32 = problem.cuda_choice == CudaChoice::kHopperTf32;
-  if (!cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
-      PlanOf(problem).variant == cuda::hopper::Variant::kNone) {
-    return false;
-  }
+CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept {
+  const bool allow_tf32 = problem.cuda_choice != CudaChoice::kHopper;
   int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major == 9;
+  cuda::hopper::Plan plan;
+  if (problem.cuda_choice == CudaChoice::kGroups ||
+      !cuda::hopper::HopperTakes(problem, max_steps, allow_tf32) ||
+      !CudaError(cudaGetDevice(&device)).ok() ||
+      !CudaError(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)).ok() ||
+      major != 9 || !CurrentPlan(problem, &plan).ok() ||
+      plan.variant == cuda::hopper::Variant::kNone) {
+    return CudaKernel::kGroups;
+  }
+  return plan.variant == cuda::hopper::Variant::kGrid ? CudaKernel::kGrid : CudaKernel::kClusters;
 }
 
 Status HopperForwardWorkspaceBytes(const LstmForward& call, int64_t max_steps,
@@ -132,13 +184,13 @@ Status HopperBackwardWorkspaceBytes(const LstmBackward& call, int64_t max_steps,
                                     size_t* bytes) noexcept {
   return WorkspaceBytes(call, max_steps, bytes);
 }
-Status RunHopperForward(const LstmForward& call, int64_t max_steps, int32_t* bad_length,
+Status RunHopperForward(const LstmForward* calls, int count, int64_t max_steps, int32_t* bad_length,
                         CUstream_st* stream) noexcept {
-  return Run(call, max_steps, bad_length, stream);
+  return Run(calls, count, max_steps, bad_length, stream);
 }
-Status RunHopperBackward(const LstmBackward& call, int64_t max_steps, int32_t* bad_length,
-                         CUstream_st* stream) noexcept {
-  return Run(call, max_steps, bad_length, stream);
+Status RunHopperBackward(const LstmBackward* calls, int count, int64_t max_steps,
+                         int32_t* bad_length, CUstream_st* stream) noexcept {
+  return Run(calls, count, max_steps, bad_length, stream);
 }
 
 namespace {

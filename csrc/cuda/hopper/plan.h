@@ -1,7 +1,8 @@
-// Which variant of the Hopper kernels runs, with how many blocks to a cluster. Everything that the
-// bits of a result depend on follows from units, dtype and device. How many slots a cluster has and
-// how many clusters there are follows from the batch too: no bit depends on that, since a column of
-// a tile is the same chain of multiplications whatever the other columns hold.
+// Which variant of the Hopper kernels runs, with how many blocks to a cluster or group. Everything
+// that the bits of a result depend on follows from units, dtype and device. How many slots a
+// cluster has and how many clusters or groups there are follows from the batch too: no bit depends
+// on that, since a column of a tile is the same chain of multiplications whatever the other columns
+// hold.
 #pragma once
 
 #include <cstdint>
@@ -12,22 +13,29 @@ namespace masked_lstm {
 namespace cuda {
 namespace hopper {
 
-// As kernels are compiled; forward_cluster.cuh and backward_cluster.cuh say what each is.
-enum class Variant { kNone, kTiny, kSmall, kMedium, kLarge };
+// As kernels are compiled; forward_cluster.cuh and backward_cluster.cuh say what each is, kGrid is
+// that of grid_product.cuh.
+enum class Variant { kNone, kTiny, kSmall, kMedium, kLarge, kGrid };
 
 // What of the device decides.
 struct DeviceSizes {
   int max_cluster;       // blocks: 8, or 16 where that may be asked for
   int64_t shared_bytes;  // a block may have
+  int processors;        // multiprocessors: blocks that run at once
 };
 
 struct Plan {
   Variant variant = Variant::kNone;  // kNone: not with these kernels
-  int cluster = 0;                   // blocks of a cluster
+  int blocks = 0;                    // of a cluster or, with kGrid, of a group
+  int groups = 0;                    // with kGrid: that run at once
 };
 
 // 227 KiB; a cluster of 16 is allowed on every Hopper GPU.
-constexpr DeviceSizes kHopper = {16, 227 << 10};
+constexpr DeviceSizes HopperSizes(int processors) { return {16, 227 << 10, processors}; }
+constexpr int kMostProcessors = 144;  // of any Hopper GPU
+
+// Units of a block of kGrid: 64 rows of recurrent_kernel's sums.
+constexpr int kGridUnits = 16;
 
 // What the Hopper kernels take: Keras' activations, no factors (dropout), dtypes that tensor cores
 // multiply (float32 as tf32, if that is allowed), row numbers of 31 bits.
@@ -38,7 +46,22 @@ inline bool HopperTakes(const LstmProblem& p, int64_t max_steps, bool allow_tf32
          max_steps > 0 && max_steps < INT32_MAX && p.batch < INT32_MAX / 64;
 }
 
-// The weights of one warp's tiles fill its registers; beyond, shared memory; beyond that, kNone.
+// The whole grid, for any number of units: 64 * U values for each block, of which registers hold
+// 128 KiB and shared memory, beside the sums of the warps, what ends at 2112 or, in tf32, 1280
+// units; a device with fewer than U / 16 multiprocessors ends sooner.
+inline Plan ChooseGrid(int64_t units, DType dtype, const DeviceSizes& device) {
+  const int64_t blocks = (units + kGridUnits - 1) / kGridUnits;
+  if (units > (dtype == DType::kFloat32 ? 1280 : 2112) || blocks > device.processors) return {};
+  return {Variant::kGrid, static_cast<int>(blocks), static_cast<int>(device.processors / blocks)};
+}
+
+// A cluster as long as it holds the weights: in its warps' registers, then in shared memory.
+// Beyond, the grid. Beyond that, kNone: the kernels of cuda/run.cuh.
+//
+// Nothing here is measured; it is this arithmetic. A step's hand-off costs some 200 cycles within a
+// cluster and two passes through the L2 cache, 1 us or so, over the grid: so clusters first. The
+// kernels of run.cuh read all of recurrent_kernel from the L2 cache in every step, which the grid
+// reads once: so those last.
 inline Plan ChoosePlan(int64_t units, DType dtype, const DeviceSizes& device) {
   struct Rule {
     int64_t units;  // up to
@@ -57,10 +80,10 @@ inline Plan ChoosePlan(int64_t units, DType dtype, const DeviceSizes& device) {
                             {0, Variant::kNone, 0}};
   for (const Rule& rule : dtype == DType::kFloat32 ? kTf32 : kSixteenBits) {
     if (units <= rule.units && rule.cluster <= device.max_cluster) {
-      return {rule.variant, rule.cluster};
+      return {rule.variant, rule.cluster, 0};
     }
   }
-  return {};
+  return ChooseGrid(units, dtype, device);
 }
 
 }  // namespace hopper

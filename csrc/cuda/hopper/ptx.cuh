@@ -14,6 +14,8 @@ namespace cuda {
 namespace hopper {
 
 #if defined(__CUDACC__)
+#define MASKED_LSTM_GRID_CONSTANT __grid_constant__
+
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // This block's number within its cluster.
@@ -128,6 +130,31 @@ MASKED_LSTM_DEVICE void StoreAsync(SharedAddress address, const uint32_t (&words
       "[%5];" ::"r"(address),
       "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(barrier)
       : "memory");
+}
+
+// Memory that blocks of a cooperative launch exchange rows through. A block stores, meets at its
+// barrier, and one of its threads releases a flag; who has waited for the flag, and for its warp,
+// may load: from the L2 cache, never an older copy from its own L1.
+MASKED_LSTM_DEVICE void GridStore(unsigned char* to, const uint32_t (&words)[2]) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+}
+MASKED_LSTM_DEVICE void GridStore(unsigned char* to, const uint32_t (&words)[4]) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+MASKED_LSTM_DEVICE void GridLoad(const unsigned char* from, uint32_t (&words)[4]) {
+  asm volatile("ld.relaxed.gpu.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "l"(from));
+}
+MASKED_LSTM_DEVICE void ReleaseFlag(unsigned* flag, unsigned value) {
+  asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+// Until the flag has at least this value.
+MASKED_LSTM_DEVICE void WaitForFlag(const unsigned* flag, unsigned value) {
+  unsigned seen;
+  do {
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+  } while (seen < value);
 }
 #endif
 

@@ -60,7 +60,7 @@ template <typename Lanes, int kTiles, bool kLastFirst>
 class SlotWalk {
  public:
   MASKED_LSTM_DEVICE SlotWalk(const DeviceSchedule& schedule, int batch, int cluster, int clusters)
-      : schedule_(schedule), batch_(batch), cluster_(cluster), clusters_(clusters) {
+      : schedule_(schedule), batch_(batch), clusters_(clusters), first_(cluster) {
     Fetch();
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) slots_[j] = {0, 0, 0, 0};
@@ -68,6 +68,7 @@ class SlotWalk {
   }
 
   MASKED_LSTM_DEVICE const Slot& operator[](int j) const { return slots_[j]; }
+  MASKED_LSTM_DEVICE const Slot (&slots() const)[kTiles] { return slots_; }
 
   // Whether any slot of the cluster has a step to do.
   MASKED_LSTM_DEVICE bool Active() const {
@@ -88,10 +89,11 @@ class SlotWalk {
   }
 
  private:
-  // Rows taken_ ... taken_ + 31 of the cluster, one for each lane.
+  // The cluster's next 32 rows, one for each lane.
   MASKED_LSTM_DEVICE void Fetch() {
-    fetched_ = taken_;
-    const int index = cluster_ + (taken_ + ThreadIndex() % kLanes) * clusters_;
+    first_ += used_ * clusters_;
+    used_ = 0;
+    const int index = first_ + ThreadIndex() % kLanes * clusters_;
     next_ = {0, 1, 0, 0};
     if (index < batch_) {
       next_.row = schedule_.order[index];
@@ -108,23 +110,23 @@ class SlotWalk {
       const uint32_t empty = Ballot(slots_[j].left == 0) & Lanes::kSpeakers;
       if (empty == 0 || exhausted_) continue;
       const int wanted = CountBits(empty);
-      if (taken_ - fetched_ + wanted > kLanes) Fetch();
+      if (used_ + wanted > kLanes) Fetch();
       const int rank = CountBits(empty & ((1u << Lanes::Speaker(lane)) - 1));
-      const int from = taken_ - fetched_ + rank;
+      const int from = used_ + rank;
       const uint32_t row = ShuffleFrom(next_.row, from);
       const int32_t left = static_cast<int32_t>(ShuffleFrom(next_.left, from));
       const int32_t n = static_cast<int32_t>(ShuffleFrom(next_.n, from));
       const bool takes = slots_[j].left == 0;
       // Longest first: a row without steps has only such rows after it.
       exhausted_ = Ballot(takes && left == 0) != 0;
-      taken_ += wanted;
+      used_ += wanted;
       if (takes && left > 0) slots_[j] = {row, 1, left, n};
     }
   }
 
   const DeviceSchedule& schedule_;
-  const int batch_, cluster_, clusters_;
-  int taken_ = 0, fetched_ = 0;
+  const int batch_, clusters_;
+  int first_, used_ = 0;  // place in the order of lane 0's row; rows of the lanes that were taken
   bool exhausted_ = false;
   Slot next_;
   Slot slots_[kTiles];
