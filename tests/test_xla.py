@@ -414,7 +414,7 @@ def test_what_is_compiled_for_a_gpu(dtype, monkeypatch):
     has_hopper = "90a" in _build_info.CUDA_ARCHITECTURES.split(",")
     assert larger == [dtype == "float16" and has_hopper] * 2
     monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hoper")
-    with pytest.raises(ValueError, match="expected groups, hopper or hopper-tf32, got 'hoper'"):
+    with pytest.raises(ValueError, match="hopper, hopper-tf32 or hopper-grid, got 'hoper'"):
         calls("GPU")
 
 

@@ -224,7 +224,7 @@ def faults():
     assert_same(inside(function, x), expected)
     os.environ["MASKED_LSTM_CUDA_KERNEL"] = "hoper"
     refused(
-        tf.errors.InvalidArgumentError, "expected groups, hopper or .* got 'hoper'", function, x
+        tf.errors.InvalidArgumentError, "groups, hopper, .* got 'hoper'", function, x
     )
     del os.environ["MASKED_LSTM_CUDA_KERNEL"]
 
