@@ -16,7 +16,7 @@ from problems import make_problem
 from tensorflow.python.framework import kernels
 
 import masked_lstm
-from masked_lstm import LSTM, _build_info, ops
+from masked_lstm import LSTM, _build_info, gpus, ops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -366,6 +366,14 @@ def test_a_gpu_is_taken_inside_xla_where_it_is_outside(monkeypatch):
     assert not fused(auto) and re.search("9.0, .* no passing record", auto.fused_reason)
     assert auto.supports_jit  # Keras' own answer, where it sees no GPU
     assert fused(pair(backend="fused")[1])
+    monkeypatch.setitem(gpus.QUALIFIED, "9.0", "a log that has not checked XLA")
+    assert not auto.supports_jit  # Keras leaves XLA off and takes the fused path
+    assert not fused(auto) and re.search("no passing record inside XLA", auto.fused_reason)
+    assert fused(pair(backend="fused")[1])
+    monkeypatch.setitem(gpus.QUALIFIED_XLA, "9.0", "a log")
+    assert fused(auto) and auto.fused_reason is None and auto.supports_jit
+    monkeypatch.delitem(gpus.QUALIFIED, "9.0")  # of XLA alone: not enough
+    assert not fused(auto) and re.search("9.0, .* no passing record yet", auto.fused_reason)
     monkeypatch.setenv("MASKED_LSTM_GPU", "1")
     assert fused(auto) and auto.fused_reason is None and auto.supports_jit
 
