@@ -67,8 +67,11 @@ def calls(kernel):
 
 
 def assert_same(actual, expected):
+    """Bit by bit."""
     for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_array_equal(a, b)  # shows where, but takes -0 for 0
+        assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
 
 
 def refused(error, words, function, *given, **options):
@@ -223,9 +226,7 @@ def faults():
         executor.executor_fails(0)
     assert_same(inside(function, x), expected)
     os.environ["MASKED_LSTM_CUDA_KERNEL"] = "hoper"
-    refused(
-        tf.errors.InvalidArgumentError, "groups, hopper, .* got 'hoper'", function, x
-    )
+    refused(tf.errors.InvalidArgumentError, "groups, hopper, .* got 'hoper'", function, x)
     del os.environ["MASKED_LSTM_CUDA_KERNEL"]
 
 
