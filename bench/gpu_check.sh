@@ -73,7 +73,7 @@ grep -q "^parity: passed" "$stem.log" || status=1
 xla="not checked"
 if [ -n "$version" ]; then
   step 75 "$python" "$root/bench/gpu_keras.py"
-  step 60 "$python" "$root/bench/gpu_check_xla.py"
+  step 100 "$python" "$root/bench/gpu_check_xla.py"
   case $(grep "^The op compiled by XLA against itself outside:" "$stem.log") in
     *": passed") xla=passed ;;
     *": not checked"*) ;;
