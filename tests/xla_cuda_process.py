@@ -156,7 +156,25 @@ def ragged_batches_and_lengths():
     bad = tf.errors.InvalidArgumentError
     refused(bad, r"sequence_lengths: expected values in \[0, timesteps = 5\]", by_lengths, wrong)
     refused(bad, "row_splits: expected them to rise from 0", ragged, falling, values)
+
+    def some_steps(keep, lengths):
+        few = tf.boolean_mask(x, keep, axis=1)
+        return masked_lstm.lstm(few, *weights, sequence_lengths=lengths)
+
+    keep = tf.constant(np.arange(5) != 3)  # 4 steps, of which XLA knows that they are 5 at most
+    compiled = tf.function(some_steps, jit_compile=True)
+    fitting = np.minimum(LENGTHS, 4)
+    assert_same(compiled(keep, fitting), outside(some_steps, keep, fitting))
+    for length in (5, 6, 99):
+        too_long = np.where(LENGTHS == 3, np.int32(length), fitting)
+        refused(bad, r"sequence_lengths: expected values in \[0, ", some_steps, keep, too_long)
     del os.environ["MASKED_LSTM_CHECK_LENGTHS"]
+    try:  # by this program still
+        compiled(keep, too_long)
+        raise AssertionError("not refused: a program that was compiled to check")
+    except bad:
+        pass
+    assert_same(inside(some_steps, keep, too_long), outside(some_steps, keep, too_long))
 
 
 def sizes_that_only_a_run_shows():

@@ -53,7 +53,8 @@ inline Status CudaForward(const Buffers& buffers, const Attributes& attributes, 
   MASKED_LSTM_RETURN_IF_ERROR(ReadForward(buffers, steps, &call));
   int32_t* flag = TakeWorkspace(buffers, 4, &call);
   const bool any = p.sequence_lengths != nullptr || p.row_splits != nullptr;
-  if (!any || !CheckLengthsFromEnvironment()) flag = nullptr;
+  const bool check = (attributes.flags & kCheckLengths) != 0 || CheckLengthsFromEnvironment();
+  if (!any || !check) flag = nullptr;
   if (flag != nullptr) MASKED_LSTM_RETURN_IF_ERROR(ClearCudaFlag(flag, stream));
   MASKED_LSTM_RETURN_IF_ERROR(RunCudaForward(call, steps, flag, stream));
   if (flag != nullptr) MASKED_LSTM_RETURN_IF_ERROR(CheckLengths(p, flag, stream));
