@@ -10,6 +10,7 @@
 #include "cuda/cuda_lstm.h"
 #include "host/environment.h"
 #include "host/kernel_calls.h"
+#include "tensorflow/cuda_length_check.h"
 #include "tensorflow/xla_buffers.h"
 
 namespace masked_lstm {
@@ -28,20 +29,6 @@ inline Status ReadCudaProblem(const Buffers& buffers, const Attributes& attribut
   MASKED_LSTM_RETURN_IF_ERROR(ReadProblem(buffers, attributes, /*on_host=*/false, p));
   p->cuda_choice = static_cast<CudaChoice>(cuda_choice);
   return OkStatus();
-}
-
-// Waits for the stream.
-inline Status CheckLengths(const LstmProblem& p, const int32_t* flag, CUstream_st* stream) {
-  int32_t bad = 0;
-  MASKED_LSTM_RETURN_IF_ERROR(ReadCudaFlag(flag, stream, &bad));
-  if (bad == 0) return OkStatus();
-  if (p.row_splits != nullptr) {
-    return Error(StatusCode::kInvalidArgument,
-                 "row_splits: expected them to rise from 0 to the number of values, got others");
-  }
-  return Error(StatusCode::kInvalidArgument,
-               "sequence_lengths: expected values in [0, timesteps = %lld], got others",
-               static_cast<long long>(p.timesteps));
 }
 
 inline Status CudaForward(const Buffers& buffers, const Attributes& attributes, int32_t cuda_choice,
