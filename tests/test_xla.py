@@ -193,6 +193,28 @@ def test_sizes_that_only_a_run_shows(axis, lengths):
     assert_same(jit(function)(x, MASK, keep), function(x, MASK, keep))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_such_sizes_and_a_tape_outside_of_jit(axis):
+    """The reserve of one program, made for the bound, is read by another, compiled for the size."""
+    keep = tf.constant(np.arange((9, 24)[axis]) % 3 != 1)
+
+    def function(keep, *weights):
+        x, mask = (tf.boolean_mask(value, keep, axis=axis) for value in (X, MASK))
+        return masked_lstm.lstm(x, *weights, mask=mask)[:2]
+
+    def results_and_gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(WEIGHTS)
+            outputs, h = function(keep, *WEIGHTS)
+            loss = tf.reduce_sum(outputs * outputs) + tf.reduce_sum(h)
+        return outputs, h, tape.gradient(loss, WEIGHTS)
+
+    expected = results_and_gradients(function)
+    before = sum(ops.xla_kernel_calls().values())
+    assert_same(results_and_gradients(jit(function)), expected)
+    assert sum(ops.xla_kernel_calls().values()) == before + 2
+
+
 def test_such_sizes_refused_in_one_sentence():
     def backwards(keep):
         x = tf.boolean_mask(PLAIN_X, keep, axis=1)
@@ -352,7 +374,7 @@ def test_without_a_kernel_for_the_gpu_in_use(monkeypatch):
 
 
 def test_a_gpu_is_taken_inside_xla_where_it_is_outside(monkeypatch):
-    """By itself only with a passing record, or where somebody asks for it."""
+    """By itself only with passing records of both, or where somebody asks for it."""
     monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
     monkeypatch.setattr("masked_lstm.layer._capabilities", lambda: ["9.0"])
     monkeypatch.setattr("masked_lstm.gpus.built_for", lambda: ["80", "90a"])

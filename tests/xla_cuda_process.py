@@ -203,6 +203,38 @@ def sizes_that_only_a_run_shows():
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def such_sizes_and_a_tape_outside():
+    """The gradient is another program, compiled for the size itself: right, or refused."""
+    x, *weights = arguments("float32")[:4]
+    keep = tf.constant(np.arange(9) % 3 != 1)
+
+    def function(keep, *weights):
+        few, mask = (tf.boolean_mask(value, keep) for value in (x, P.mask))
+        return masked_lstm.lstm(few, *weights, mask=mask)[0]
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            outputs = function(keep, *weights)
+            loss = tf.reduce_sum(outputs * outputs)
+        return tape.gradient(loss, weights)
+
+    expected = outside(gradients, function)
+    before = calls("cuda-")
+    try:
+        results = gradients(tf.function(function, jit_compile=True))
+    except tf.errors.InvalidArgumentError as error:
+        # 6 rows, and the 9 that there are at most, of 5 steps and 19 units.
+        needed, got = (rows * 5 * 5 * 19 * 4 for rows in (6, 9))
+        words = "reserve: expected {} bytes as MaskedLstm gave for the same inputs, got {}"
+        assert words.format(needed, got) in error.message, error.message
+        assert calls("cuda-") == before + 1
+    else:
+        assert calls("cuda-") == before + 2
+        for a, b in zip(results, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def control_flow():
     """Gradients through a branch that may not be taken, and through a loop that keeps reserves."""
     x, *weights = arguments("float32")[:4]
@@ -282,6 +314,7 @@ other_dtypes_and_devices()
 a_row_alone()
 ragged_batches_and_lengths()
 sizes_that_only_a_run_shows()
+such_sizes_and_a_tape_outside()
 control_flow()
 faults()
 training()
