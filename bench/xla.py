@@ -1,6 +1,7 @@
 """Training steps of whole models inside and outside XLA, interleaved in one process, into a CSV.
 
-    python bench/xla.py [--threads 2] [--rounds 8] [--out bench/results/xla/cpu-2threads.csv]
+    python bench/xla.py [--threads 2] [--rounds 20] [--out bench/results/xla/cpu-2threads.csv]
+    python bench/xla.py --table         writes docs/xla.md's table from that file
 
 A step is `model.train_on_batch`: forward, loss, gradients and Adam; with `jit_compile=True` one
 compiled program. Peers: our layer and Keras', each with XLA and without. Ours without XLA is
@@ -31,20 +32,68 @@ COLUMNS = (
     "valid_fraction peer rounds median_ms low_ms high_ms compile_s error"
 ).split()
 VOCABULARY = 5000
+RESULTS = BENCH / "results" / "xla" / "cpu-2threads.csv"
+PAGE = BENCH.parent / "docs" / "xla.md"
+MARKS = ("<!-- xla -->\n", "<!-- /xla -->\n")
+MODELS = {
+    "qa_small": "words, LSTM, Dense",
+    "text": "words, LSTM, Dense",
+    "text_deep": "words, Bidirectional, LSTM, Dense",
+    "tagger": "vectors, LSTM, Dense at every step",
+}
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--table", action="store_true", help="writes the table, measures nothing")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS))
     parser.add_argument("--cases", type=lambda text: text.split(","), default=[])
     return parser.parse_args()
 
 
+def table() -> str:
+    """What docs/xla.md says of the committed measurements."""
+    with RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    facts = {
+        name: ", ".join(dict.fromkeys(row[name] for row in rows))
+        for name in ("cpu", "isa", "threads", "tensorflow", "keras", "commit", "date", "rounds")
+    }
+    lines = [
+        "{cpu}, {isa}, {threads} threads, TensorFlow {tensorflow}, Keras {keras}, commit {commit}, "
+        "{date}; medians of {rounds} rounds, ms.".format(**facts),
+        "",
+        "| model (B,T,D,U) | ours, XLA | ours | ours, again | Keras, XLA | Keras |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for case, model in MODELS.items():
+        of_case = {row["peer"]: row for row in rows if row["case"] == case}
+        if not of_case:
+            continue
+        one = of_case["layer"]
+        shape = ",".join(one[name] for name in ("batch", "timesteps", "input_dim", "units"))
+        peers = ("layer_jit", "layer", "layer_again", "keras_jit", "keras")
+        cells = [f"{float(of_case[peer]['median_ms']):.3g}" for peer in peers]
+        title = f"{case}: {model} ({shape}; {float(one['valid_fraction']):.0%} valid)"
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def in_page() -> tuple[str, str, str]:
+    """docs/xla.md: before the table, the table, behind it."""
+    before, rest = PAGE.read_text().split(MARKS[0])
+    return before, *rest.split(MARKS[1])
+
+
 def main() -> None:
     options = parse()
+    if options.table:
+        before, _, behind = in_page()
+        PAGE.write_text(before + MARKS[0] + table() + MARKS[1] + behind)
+        return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(options.threads)
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
@@ -92,6 +141,7 @@ def main() -> None:
         "tagger": ("tagger", tagger),
     }
     rows = []
+    commit = machine.commit()
     for name in options.cases or cases:
         shape, build = cases[name]
         case = CASES[shape]
@@ -132,7 +182,7 @@ def main() -> None:
             rows.append(
                 {
                     "date": time.strftime("%Y-%m-%d"),
-                    "commit": machine.commit(),
+                    "commit": commit,
                     "cpu": machine.cpu(),
                     "isa": machine.isa(),
                     "threads": options.threads,

@@ -98,3 +98,22 @@ def test_importing_the_package_is_light():
     import textwrap
 
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_libraries_bring_their_own_cuda_and_show_little():
+    """TensorFlow exports functions of CUDA's names: its choice of a version, not nvcc's."""
+    libraries = sorted(PACKAGE.glob("*.so"))
+    assert len(libraries) >= 2
+    for path in libraries:
+        names = {"undefined": [], "defined": []}
+        for kind, of_kind in names.items():
+            command = ["nm", "-D", f"--{kind}-only", path]
+            listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            of_kind += [line.split()[-1] for line in listing.splitlines()]
+        assert names["undefined"]
+        cuda = re.compile(r"(__)?(cuda|cu)[A-Z]")
+        assert not [name for name in names["undefined"] + names["defined"] if cuda.match(name)]
+        entries = re.compile(r"masked_lstm_\w+|PyInit_\w+")
+        ours = [name for name in names["defined"] if "masked_lstm" in name or "PyInit" in name]
+        assert ours
+        assert not [name for name in ours if not entries.fullmatch(name)], path

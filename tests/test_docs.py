@@ -19,6 +19,11 @@ def test_api_reference_is_up_to_date():
     assert set(masked_lstm.__all__) - {"core", "reference"} <= documented
 
 
+def test_the_table_of_xla_is_of_its_measurements():
+    xla = runpy.run_path(str(ROOT / "bench" / "xla.py"))
+    assert xla["in_page"]()[1] == xla["table"](), "run python bench/xla.py --table"
+
+
 def test_every_test_that_is_named_exists():
     functions = {
         path.name: set(re.findall(r"^def (test_\w+)", path.read_text(), re.M))

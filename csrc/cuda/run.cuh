@@ -114,7 +114,7 @@ struct ForwardLayout : CallLayout {
   ForwardLayout(const LstmForward& call, const DeviceLimits& limits, DeviceArena* arena)
       : CallLayout(call.problem, limits.max_steps, limits.forward_resident, limits.bad_length,
                    arena) {
-    const int64_t U = call.problem.units, slots = groups.groups * kGroupSlots;
+    const int64_t U = call.problem.units, slots = int64_t{groups.groups} * kGroupSlots;
     buffers.save = call.reserve != nullptr;
     buffers.h = arena->Take<T>(2 * slots * U);
     buffers.c = arena->Take<T>(slots * U);
@@ -168,7 +168,7 @@ struct BackwardLayout : CallLayout {
       : CallLayout(call.problem, limits.max_steps, limits.backward_resident, limits.bad_length,
                    arena) {
     const int64_t U = call.problem.units, gates = limits.max_steps * 4 * U;
-    const int64_t states = groups.groups * kGroupSlots * U;
+    const int64_t states = int64_t{groups.groups} * kGroupSlots * U;
     const int64_t rows[] = {call.problem.input_dim + 1, U};
     int64_t part_values = 0;
     for (int64_t r : rows) {

@@ -119,7 +119,8 @@ class GpuLstmGradOp : public GpuLstmOpBase {
     int64_t steps = 0;
     OP_REQUIRES_OK(context, ReadGpuProblem(context, &p, &steps));
     const tensorflow::TensorShape scratch_shape({ReserveBytes(p, steps)});
-    OP_REQUIRES_OK(context, ReadUpstream(context, steps, ReserveBytes(p, steps), &call));
+    OP_REQUIRES_OK(context,
+                   ReadUpstream(context, steps, ReserveBytes(p, steps), /*exact=*/true, &call));
     const struct {
       tensorflow::TensorShape shape;
       void** data;

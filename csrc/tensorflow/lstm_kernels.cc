@@ -146,7 +146,8 @@ class LstmGradOp : public CpuLstmOp {
     int64_t steps = 0;
     OP_REQUIRES_OK(context, ReadCpuProblem(context, &p, &steps));
     const int64_t needed = ReserveBytes(p, steps);
-    OP_REQUIRES_OK(context, ReadUpstream(context, PaddedSteps(context, p), needed, &call));
+    OP_REQUIRES_OK(context,
+                   ReadUpstream(context, PaddedSteps(context, p), needed, /*exact=*/false, &call));
     const TensorShape scratch_shape(
         {std::max(needed, context->input(kReserveInput).NumElements())});
 

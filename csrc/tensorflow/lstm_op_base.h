@@ -112,15 +112,17 @@ class LstmOpBase : public tensorflow::OpKernel {
 constexpr int kReserveInput = 9, kDOutputsInput = 10, kDHInput = 11, kDCInput = 12;
 
 // The gradients that arrive, and the reserve (empty: none), into *call; its problem has been read.
-// padded_steps: PaddedSteps; reserve_bytes: what a reserve must have at least.
+// padded_steps: PaddedSteps; reserve_bytes: what a reserve must have, at least or
+// exactly: on GPUs its parts stand where its size says, not the number of valid steps.
 inline absl::Status ReadUpstream(tensorflow::OpKernelContext* context, int64_t padded_steps,
-                                 int64_t reserve_bytes, LstmBackward* call) {
+                                 int64_t reserve_bytes, bool exact, LstmBackward* call) {
   TF_RETURN_IF_ERROR(ToAbsl(
       CheckResultGradients(call->problem, padded_steps, ShapeOf(context->input(kDOutputsInput)),
                            ShapeOf(context->input(kDHInput)), ShapeOf(context->input(kDCInput)))));
   const tensorflow::Tensor& reserve = context->input(kReserveInput);
   if (reserve.NumElements() > 0) {
-    if (reserve.NumElements() < reserve_bytes) {
+    if (reserve.NumElements() < reserve_bytes ||
+        (exact && reserve.NumElements() != reserve_bytes)) {
       return absl::InvalidArgumentError(absl::StrCat(
           "reserve: expected ", reserve_bytes, " bytes as MaskedLstm gave for the same inputs, got",
           " shape ", reserve.shape().DebugString()));

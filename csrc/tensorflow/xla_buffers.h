@@ -126,9 +126,11 @@ inline int64_t PaddedSteps(const Buffers& buffers, const LstmProblem& p) {
   return p.row_splits != nullptr ? buffers.Argument(kX).dimensions()[0] : p.batch * p.timesteps;
 }
 
-inline Status CheckReserve(const LstmProblem& p, int64_t steps, size_t bytes) {
+// exact: where its parts stand follows from the steps there is room for (on CUDA), not from the
+// valid ones.
+inline Status CheckReserve(const LstmProblem& p, int64_t steps, size_t bytes, bool exact) {
   const size_t need = static_cast<size_t>(steps * 5 * p.units * ComputeBytes(p.dtype));
-  if (bytes >= need) return OkStatus();
+  if (exact ? bytes == need : bytes >= need) return OkStatus();
   return Error(StatusCode::kInvalidArgument,
                "reserve: expected %zu bytes as MaskedLstm gave for the same inputs, got %zu", need,
                bytes);
@@ -142,10 +144,10 @@ inline Status ReadForward(const Buffers& buffers, int64_t steps, LstmForward* ca
   const ffi::AnyBuffer reserve = buffers.Result(3);
   if (reserve.size_bytes() == 0) return OkStatus();
   call->reserve = Data(reserve);
-  return CheckReserve(call->problem, steps, reserve.size_bytes());
+  return CheckReserve(call->problem, steps, reserve.size_bytes(), /*exact=*/false);
 }
 
-inline Status ReadBackward(const Buffers& buffers, int32_t skip, int64_t steps,
+inline Status ReadBackward(const Buffers& buffers, int32_t skip, int64_t steps, bool exact_reserve,
                            LstmBackward* call) {
   const LstmProblem& p = call->problem;
   MASKED_LSTM_RETURN_IF_ERROR(
@@ -153,7 +155,7 @@ inline Status ReadBackward(const Buffers& buffers, int32_t skip, int64_t steps,
                            ShapeOf(buffers.Argument(kDH)), ShapeOf(buffers.Argument(kDC))));
   const ffi::AnyBuffer reserve = buffers.Argument(kReserve);
   if (reserve.size_bytes() > 0) {
-    MASKED_LSTM_RETURN_IF_ERROR(CheckReserve(p, steps, reserve.size_bytes()));
+    MASKED_LSTM_RETURN_IF_ERROR(CheckReserve(p, steps, reserve.size_bytes(), exact_reserve));
     call->reserve = Data(reserve);
   }
   call->d_outputs = Data(buffers.Argument(kDOutputs));
@@ -166,7 +168,7 @@ inline Status ReadBackward(const Buffers& buffers, int32_t skip, int64_t steps,
   }
   const ffi::AnyBuffer scratch = buffers.Result(kGradients);
   call->scratch = Data(scratch);
-  return CheckReserve(p, steps, scratch.size_bytes());
+  return CheckReserve(p, steps, scratch.size_bytes(), exact_reserve);
 }
 
 // Takes over XLA's error: its words, or none.

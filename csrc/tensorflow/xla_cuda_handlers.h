@@ -55,7 +55,7 @@ inline Status CudaBackward(const Buffers& buffers, const Attributes& attributes,
   const LstmProblem& p = call.problem;
   MASKED_LSTM_RETURN_IF_ERROR(ReadCudaProblem(buffers, attributes, cuda_choice, &call.problem));
   const int64_t steps = PaddedSteps(buffers, p);
-  MASKED_LSTM_RETURN_IF_ERROR(ReadBackward(buffers, skip, steps, &call));
+  MASKED_LSTM_RETURN_IF_ERROR(ReadBackward(buffers, skip, steps, /*exact_reserve=*/true, &call));
   TakeWorkspace(buffers, kGradients + 1, &call);
   MASKED_LSTM_RETURN_IF_ERROR(RunCudaBackward(call, steps, nullptr, stream));
   CountCudaCall(BackwardCudaKernel(call), p.dtype, Pass::kBackward);

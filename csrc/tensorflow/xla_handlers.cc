@@ -128,7 +128,7 @@ ffi::Error Backward(SpareMemory* spare, ffi::ThreadPool pool, int32_t flags, int
   int64_t steps = 0;
   RETURN_IF_FFI_ERROR(
       ToFfi(ReadCpuProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
-  RETURN_IF_FFI_ERROR(ToFfi(ReadBackward(buffers, skip, steps, &call)));
+  RETURN_IF_FFI_ERROR(ToFfi(ReadBackward(buffers, skip, steps, /*exact_reserve=*/false, &call)));
   AdviseResults(buffers);
   const Threads threads = ThreadsOf(&pool);
   RETURN_IF_FFI_ERROR(ToFfi(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers,

@@ -1,6 +1,8 @@
 // The calls of hopper_lstm.h: CUDA's launches for run_hopper.cuh.
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "cuda/hopper/hopper_lstm.h"
 #include "cuda/hopper/run_hopper.cuh"
 #include "cuda/stream_launcher.h"
@@ -109,7 +111,8 @@ Status CurrentPlan(const LstmProblem& p, cuda::hopper::Plan* plan) {
   MASKED_LSTM_RETURN_IF_ERROR(CudaError(cudaGetDevice(&device)));
   MASKED_LSTM_RETURN_IF_ERROR(
       CudaError(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)));
-  *plan = PlanFor(p, processors);
+  // No more than workspaces are laid out for.
+  *plan = PlanFor(p, std::min(processors, cuda::hopper::kMostProcessors));
   return OkStatus();
 }
 
