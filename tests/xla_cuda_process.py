@@ -208,9 +208,9 @@ def such_sizes_and_a_tape_outside():
     x, *weights = arguments("float32")[:4]
     keep = tf.constant(np.arange(9) % 3 != 1)
 
-    def function(keep, *weights):
+    def function(keep, *weights, recompute=False):
         few, mask = (tf.boolean_mask(value, keep) for value in (x, P.mask))
-        return masked_lstm.lstm(few, *weights, mask=mask)[0]
+        return masked_lstm.lstm(few, *weights, mask=mask, recompute=recompute)[0]
 
     def gradients(function):
         with tf.GradientTape() as tape:
@@ -219,7 +219,16 @@ def such_sizes_and_a_tape_outside():
             loss = tf.reduce_sum(outputs * outputs)
         return tape.gradient(loss, weights)
 
+    def assert_right(results):
+        for a, b in zip(results, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
     expected = outside(gradients, function)
+
+    def without_reserve(keep, *weights):
+        return function(keep, *weights, recompute=True)
+
+    assert_right(gradients(tf.function(without_reserve, jit_compile=True)))
     before = calls("cuda-")
     try:
         results = gradients(tf.function(function, jit_compile=True))
@@ -231,8 +240,7 @@ def such_sizes_and_a_tape_outside():
         assert calls("cuda-") == before + 1
     else:
         assert calls("cuda-") == before + 2
-        for a, b in zip(results, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert_right(results)
 
 
 def control_flow():
