@@ -99,8 +99,10 @@ def test_which_gpus_kernels_run_on():
 
 def test_a_qualified_gpu_has_its_record():
     root = pathlib.Path(__file__).resolve().parent.parent
-    for capability, log in gpus.QUALIFIED.items():
-        assert f"qualification: compute capability {capability}: passed" in (root / log).read_text()
+    for kind, records in (("", gpus.QUALIFIED), (" inside XLA", gpus.QUALIFIED_XLA)):
+        for capability, log in records.items():
+            line = f"qualification{kind}: compute capability {capability}: passed"
+            assert line in (root / log).read_text().splitlines()
 
 
 def test_a_gpu_is_in_use_unless_the_cpu_is_asked_for(monkeypatch):

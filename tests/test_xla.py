@@ -16,7 +16,7 @@ from problems import make_problem
 from tensorflow.python.framework import kernels
 
 import masked_lstm
-from masked_lstm import LSTM, _build_info, ops
+from masked_lstm import LSTM, _build_info, gpus, ops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -36,7 +36,9 @@ def jit(function, **options):
 def assert_same(actual, expected):
     """Bit by bit."""
     for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_array_equal(a, b)  # shows where, but takes -0 for 0
+        assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
 
 
 def value_and_gradients(inputs, kernel, recurrent_kernel, bias, h0, c0, **options):
@@ -85,12 +87,12 @@ def test_the_bits_of_the_op_outside_xla(options):
 def test_gradients_outside_of_jit():
     function = jit(lambda *a: masked_lstm.lstm(*a[:4], initial_state=a[4:], mask=MASK))
     expected = value_and_gradients(*ARGUMENTS, mask=MASK)
-    for again in range(2):  # a second tape finds the function traced
+    for _ in range(2):  # a second tape finds the function traced
         with tf.GradientTape() as tape:
             tape.watch(ARGUMENTS)
             results = function(*ARGUMENTS)
             loss = upstream_loss(results)
-        assert_same((results, tape.gradient(loss, ARGUMENTS)), expected), again
+        assert_same((results, tape.gradient(loss, ARGUMENTS)), expected)
 
 
 def test_what_nobody_wants_is_not_computed():
@@ -189,6 +191,28 @@ def test_sizes_that_only_a_run_shows(axis, lengths):
 
     x = PLAIN_X if lengths is not None else X
     assert_same(jit(function)(x, MASK, keep), function(x, MASK, keep))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_such_sizes_and_a_tape_outside_of_jit(axis):
+    """The reserve of one program, made for the bound, is read by another, compiled for the size."""
+    keep = tf.constant(np.arange((9, 24)[axis]) % 3 != 1)
+
+    def function(keep, *weights):
+        x, mask = (tf.boolean_mask(value, keep, axis=axis) for value in (X, MASK))
+        return masked_lstm.lstm(x, *weights, mask=mask)[:2]
+
+    def results_and_gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(WEIGHTS)
+            outputs, h = function(keep, *WEIGHTS)
+            loss = tf.reduce_sum(outputs * outputs) + tf.reduce_sum(h)
+        return outputs, h, tape.gradient(loss, WEIGHTS)
+
+    expected = results_and_gradients(function)
+    before = sum(ops.xla_kernel_calls().values())
+    assert_same(results_and_gradients(jit(function)), expected)
+    assert sum(ops.xla_kernel_calls().values()) == before + 2
 
 
 def test_such_sizes_refused_in_one_sentence():
@@ -350,7 +374,7 @@ def test_without_a_kernel_for_the_gpu_in_use(monkeypatch):
 
 
 def test_a_gpu_is_taken_inside_xla_where_it_is_outside(monkeypatch):
-    """By itself only with a passing record, or where somebody asks for it."""
+    """By itself only with passing records of both, or where somebody asks for it."""
     monkeypatch.setattr("masked_lstm.layer._gpu_in_use", lambda: True)
     monkeypatch.setattr("masked_lstm.layer._capabilities", lambda: ["9.0"])
     monkeypatch.setattr("masked_lstm.gpus.built_for", lambda: ["80", "90a"])
@@ -366,6 +390,14 @@ def test_a_gpu_is_taken_inside_xla_where_it_is_outside(monkeypatch):
     assert not fused(auto) and re.search("9.0, .* no passing record", auto.fused_reason)
     assert auto.supports_jit  # Keras' own answer, where it sees no GPU
     assert fused(pair(backend="fused")[1])
+    monkeypatch.setitem(gpus.QUALIFIED, "9.0", "a log that has not checked XLA")
+    assert not auto.supports_jit  # Keras leaves XLA off and takes the fused path
+    assert not fused(auto) and re.search("no passing record inside XLA", auto.fused_reason)
+    assert fused(pair(backend="fused")[1])
+    monkeypatch.setitem(gpus.QUALIFIED_XLA, "9.0", "a log")
+    assert fused(auto) and auto.fused_reason is None and auto.supports_jit
+    monkeypatch.delitem(gpus.QUALIFIED, "9.0")  # of XLA alone: not enough
+    assert not fused(auto) and re.search("9.0, .* no passing record yet", auto.fused_reason)
     monkeypatch.setenv("MASKED_LSTM_GPU", "1")
     assert fused(auto) and auto.fused_reason is None and auto.supports_jit
 
@@ -405,8 +437,12 @@ def test_what_is_compiled_for_a_gpu(dtype, monkeypatch):
             yield int(size), re.search(r"cuda_choice = (\d) : i32", call)[1]
 
     plain = list(workspaces())
-    # The states of 9 rows in 2 groups of 8 slots, float32: 3 of them, and the flag.
-    assert plain[0][0] > 3 * 16 * 7 * 4 + 64 and [choice for _, choice in plain] == ["0", "0"]
+    # 9 rows of 24 steps, in 2 groups of 8 slots; everything is computed in float32.
+    schedule = [9 * 4, 10 * 8, 9 * 4, 9 * 24 * 8, 9 * 24 * 4]
+    counters, h, c = 2 * 4, 2 * 16 * 7 * 4, 16 * 7 * 4  # h: of this step and of the last
+    pieces = [-(-size // 256) * 256 for size in (*schedule, counters, h, c)]
+    assert plain[0][0] == sum(pieces) + 64  # and the flag
+    assert [choice for _, choice in plain] == ["0", "0"]
     monkeypatch.setenv("MASKED_LSTM_CUDA_KERNEL", "hopper")  # read when it is compiled
     hopper = list(workspaces())
     assert [choice for _, choice in hopper] == ["1", "1"]

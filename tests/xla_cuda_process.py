@@ -67,8 +67,11 @@ def calls(kernel):
 
 
 def assert_same(actual, expected):
+    """Bit by bit."""
     for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_array_equal(a, b)  # shows where, but takes -0 for 0
+        assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
 
 
 def refused(error, words, function, *given, **options):
@@ -153,7 +156,25 @@ def ragged_batches_and_lengths():
     bad = tf.errors.InvalidArgumentError
     refused(bad, r"sequence_lengths: expected values in \[0, timesteps = 5\]", by_lengths, wrong)
     refused(bad, "row_splits: expected them to rise from 0", ragged, falling, values)
+
+    def some_steps(keep, lengths):
+        few = tf.boolean_mask(x, keep, axis=1)
+        return masked_lstm.lstm(few, *weights, sequence_lengths=lengths)
+
+    keep = tf.constant(np.arange(5) != 3)  # 4 steps, of which XLA knows that they are 5 at most
+    compiled = tf.function(some_steps, jit_compile=True)
+    fitting = np.minimum(LENGTHS, 4)
+    assert_same(compiled(keep, fitting), outside(some_steps, keep, fitting))
+    for length in (5, 6, 99):
+        too_long = np.where(LENGTHS == 3, np.int32(length), fitting)
+        refused(bad, r"sequence_lengths: expected values in \[0, ", some_steps, keep, too_long)
     del os.environ["MASKED_LSTM_CHECK_LENGTHS"]
+    try:  # by this program still
+        compiled(keep, too_long)
+        raise AssertionError("not refused: a program that was compiled to check")
+    except bad:
+        pass
+    assert_same(inside(some_steps, keep, too_long), outside(some_steps, keep, too_long))
 
 
 def sizes_that_only_a_run_shows():
@@ -180,6 +201,46 @@ def sizes_that_only_a_run_shows():
                 strict=True,
             ):  # the sum of the loss is XLA's own
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def such_sizes_and_a_tape_outside():
+    """The gradient is another program, compiled for the size itself: right, or refused."""
+    x, *weights = arguments("float32")[:4]
+    keep = tf.constant(np.arange(9) % 3 != 1)
+
+    def function(keep, *weights, recompute=False):
+        few, mask = (tf.boolean_mask(value, keep) for value in (x, P.mask))
+        return masked_lstm.lstm(few, *weights, mask=mask, recompute=recompute)[0]
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            outputs = function(keep, *weights)
+            loss = tf.reduce_sum(outputs * outputs)
+        return tape.gradient(loss, weights)
+
+    def assert_right(results):
+        for a, b in zip(results, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    expected = outside(gradients, function)
+
+    def without_reserve(keep, *weights):
+        return function(keep, *weights, recompute=True)
+
+    assert_right(gradients(tf.function(without_reserve, jit_compile=True)))
+    before = calls("cuda-")
+    try:
+        results = gradients(tf.function(function, jit_compile=True))
+    except tf.errors.InvalidArgumentError as error:
+        # 6 rows, and the 9 that there are at most, of 5 steps and 19 units.
+        needed, got = (rows * 5 * 5 * 19 * 4 for rows in (6, 9))
+        words = "reserve: expected {} bytes as MaskedLstm gave for the same inputs, got {}"
+        assert words.format(needed, got) in error.message, error.message
+        assert calls("cuda-") == before + 1
+    else:
+        assert calls("cuda-") == before + 2
+        assert_right(results)
 
 
 def control_flow():
@@ -223,9 +284,7 @@ def faults():
         executor.executor_fails(0)
     assert_same(inside(function, x), expected)
     os.environ["MASKED_LSTM_CUDA_KERNEL"] = "hoper"
-    refused(
-        tf.errors.InvalidArgumentError, "groups, hopper, .* got 'hoper'", function, x
-    )
+    refused(tf.errors.InvalidArgumentError, "groups, hopper, .* got 'hoper'", function, x)
     del os.environ["MASKED_LSTM_CUDA_KERNEL"]
 
 
@@ -263,6 +322,7 @@ other_dtypes_and_devices()
 a_row_alone()
 ragged_batches_and_lengths()
 sizes_that_only_a_run_shows()
+such_sizes_and_a_tape_outside()
 control_flow()
 faults()
 training()

@@ -21,8 +21,11 @@ MASK, UPSTREAM = tf.constant(P.mask), tf.constant(P.d_outputs)
 
 
 def assert_same(actual, expected):
+    """Bit by bit."""
     for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_array_equal(a, b)  # shows where, but takes -0 for 0
+        assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
 
 
 def saved_model():

@@ -8,6 +8,7 @@
 #include "cuda/cuda_lstm.h"
 #include "host/environment.h"
 #include "host/kernel_calls.h"
+#include "tensorflow/cuda_length_check.h"
 #include "tensorflow/lstm_op_base.h"
 
 namespace masked_lstm {
@@ -29,15 +30,7 @@ class LengthCheck {
   // Waits for the stream.
   absl::Status End(const LstmProblem& p, CUstream_st* stream) const {
     if (flag_ == nullptr) return absl::OkStatus();
-    int32_t bad = 0;
-    TF_RETURN_IF_ERROR(ToAbsl(ReadCudaFlag(flag_, stream, &bad)));
-    if (bad == 0) return absl::OkStatus();
-    if (p.row_splits != nullptr) {
-      return absl::InvalidArgumentError(
-          "row_splits: expected them to rise from 0 to the number of values, got others");
-    }
-    return absl::InvalidArgumentError(absl::StrCat(
-        "sequence_lengths: expected values in [0, timesteps = ", p.timesteps, "], got others"));
+    return ToAbsl(CheckLengths(p, flag_, stream));
   }
 
  private:

@@ -23,7 +23,12 @@ namespace masked_lstm {
 constexpr char kXlaForward[] = "masked_lstm.forward";
 constexpr char kXlaBackward[] = "masked_lstm.backward";
 
-enum XlaFlags : int32_t { kGoBackwards = 1, kZeroOutputForMask = 2, kReturnSequences = 4 };
+enum XlaFlags : int32_t {
+  kGoBackwards = 1,
+  kZeroOutputForMask = 2,
+  kReturnSequences = 4,
+  kCheckLengths = 8,  // of CUDA's forward handler: the program relies on it, whatever is set later
+};
 
 // Positions of the op's inputs; the last four are the gradient's.
 enum XlaInput {

@@ -10,6 +10,7 @@
 #include "cuda/cuda_lstm.h"
 #include "host/environment.h"
 #include "host/kernel_calls.h"
+#include "tensorflow/cuda_length_check.h"
 #include "tensorflow/xla_buffers.h"
 
 namespace masked_lstm {
@@ -30,20 +31,6 @@ inline Status ReadCudaProblem(const Buffers& buffers, const Attributes& attribut
   return OkStatus();
 }
 
-// Waits for the stream.
-inline Status CheckLengths(const LstmProblem& p, const int32_t* flag, CUstream_st* stream) {
-  int32_t bad = 0;
-  MASKED_LSTM_RETURN_IF_ERROR(ReadCudaFlag(flag, stream, &bad));
-  if (bad == 0) return OkStatus();
-  if (p.row_splits != nullptr) {
-    return Error(StatusCode::kInvalidArgument,
-                 "row_splits: expected them to rise from 0 to the number of values, got others");
-  }
-  return Error(StatusCode::kInvalidArgument,
-               "sequence_lengths: expected values in [0, timesteps = %lld], got others",
-               static_cast<long long>(p.timesteps));
-}
-
 inline Status CudaForward(const Buffers& buffers, const Attributes& attributes, int32_t cuda_choice,
                           CUstream_st* stream) {
   LstmForward call;
@@ -53,7 +40,8 @@ inline Status CudaForward(const Buffers& buffers, const Attributes& attributes, 
   MASKED_LSTM_RETURN_IF_ERROR(ReadForward(buffers, steps, &call));
   int32_t* flag = TakeWorkspace(buffers, 4, &call);
   const bool any = p.sequence_lengths != nullptr || p.row_splits != nullptr;
-  if (!any || !CheckLengthsFromEnvironment()) flag = nullptr;
+  const bool check = (attributes.flags & kCheckLengths) != 0 || CheckLengthsFromEnvironment();
+  if (!any || !check) flag = nullptr;
   if (flag != nullptr) MASKED_LSTM_RETURN_IF_ERROR(ClearCudaFlag(flag, stream));
   MASKED_LSTM_RETURN_IF_ERROR(RunCudaForward(call, steps, flag, stream));
   if (flag != nullptr) MASKED_LSTM_RETURN_IF_ERROR(CheckLengths(p, flag, stream));

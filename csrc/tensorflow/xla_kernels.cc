@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "host/arguments.h"
+#include "host/environment.h"
 #include "lstm.h"
 #include "tensorflow/attributes.h"
 #include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
@@ -64,6 +65,7 @@ struct Call {
   int64_t max_steps = 0;                  // enough for any mask
   int64_t reserve_bytes = 0;              // likewise
   std::optional<XlaOp> batch, timesteps;  // int32, where only a run shows them
+  bool check_lengths = false;             // kCheckLengths
 
   bool Given(int factors) const {
     return shapes[factors].dimensions() != absl::Span<const int64_t>({0});
@@ -126,7 +128,8 @@ class LstmXlaBase : public XlaOpKernel {
                  aliases = {}) const {
     const int flags = (attributes_.go_backwards ? kGoBackwards : 0) |
                       (attributes_.zero_output_for_mask ? kZeroOutputForMask : 0) |
-                      (attributes_.return_sequences ? kReturnSequences : 0);
+                      (attributes_.return_sequences ? kReturnSequences : 0) |
+                      (call.check_lengths ? kCheckLengths : 0);
     const std::string attributes = absl::StrCat(
         "{flags = ", flags, " : i32, activation = ", static_cast<int>(attributes_.activation),
         " : i32, recurrent_activation = ", static_cast<int>(attributes_.recurrent_activation),
@@ -224,12 +227,16 @@ class LstmXlaBase : public XlaOpKernel {
     XlaOp& mask = call->operands[kMask];
     xla::Shape& shape = call->shapes[kMask];
     if (shape.element_type() == xla::S32 && shape.dimensions().size() == 1) {
-      // Lengths. One above the size is made one above the bound, for the handler to refuse; those
-      // of CUDA refuse none, so there it is made the size.
+      // Lengths. One above the size is made one above the bound, for the handler to refuse. Those
+      // of CUDA would clamp it to the bound, and never refuse in the backward pass: there it is
+      // made the size, but for a forward pass that is asked to check.
       if (call->timesteps) {
+        call->check_lengths =
+            on_cuda_ && call->operands.size() == kForwardInputs && CheckLengthsFromEnvironment();
         const XlaOp too_long =
-            on_cuda_ ? *call->timesteps
-                     : xla::ConstantR0<int32_t>(builder, static_cast<int32_t>(timesteps) + 1);
+            on_cuda_ && !call->check_lengths
+                ? *call->timesteps
+                : xla::ConstantR0<int32_t>(builder, static_cast<int32_t>(timesteps) + 1);
         mask =
             xla::Select(xla::Gt(mask, *call->timesteps), xla::Broadcast(too_long, {batch}), mask);
       }

@@ -36,7 +36,11 @@ def _cuda_state():
     if not built:
         return "none: nvcc was not found when this was built"
     qualified = ", ".join(gpus.QUALIFIED) or "none yet"
-    return f"for compute capability {', '.join(built)}; GPUs taken by themselves: {qualified}"
+    inside = ", ".join(c for c in gpus.QUALIFIED if c in gpus.QUALIFIED_XLA) or "none yet"
+    return (
+        f"for compute capability {', '.join(built)}; GPUs taken by themselves: {qualified}, "
+        f"inside XLA: {inside}"
+    )
 
 
 def main():

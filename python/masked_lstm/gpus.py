@@ -6,9 +6,11 @@ log is committed. Until then Keras' own path is taken there, unless somebody ask
 
 import os
 
-# Compute capability -> the log of a passing bench/gpu_check.sh, in the repository. It ends with the
-# line to add here. Empty: the kernels have never run on a GPU.
+# Compute capability -> the log of a passing bench/gpu_check.sh, in the repository. Its last lines
+# say what may be added here. Empty: the kernels have never run on a GPU.
 QUALIFIED: dict[str, str] = {}
+# The same for calls inside XLA, which a log may leave unchecked; they ask for both.
+QUALIFIED_XLA: dict[str, str] = {}
 
 
 def built_for():
@@ -49,8 +51,11 @@ def not_possible(capabilities, built):
     return None
 
 
-def not_chosen(capabilities, built):
-    """Why backend="auto" leaves GPUs of `capabilities` (of all in use) to Keras; None if not."""
+def not_chosen(capabilities, built, xla=False):
+    """Why backend="auto" leaves GPUs of `capabilities` (of all in use) to Keras; None if not.
+
+    xla: what the record of XLA says, not that of the kernels by themselves.
+    """
     if not built:
         return (
             "a GPU is in use and masked_lstm was built without CUDA kernels "
@@ -61,9 +66,11 @@ def not_chosen(capabilities, built):
     if os.environ.get("MASKED_LSTM_GPU", "0") not in ("", "0"):
         return None
     for capability in capabilities or ["unknown"]:
-        if capability not in QUALIFIED:
+        if capability not in (QUALIFIED_XLA if xla else QUALIFIED):
+            where = " inside XLA" if xla else ""
             return (
                 f"a GPU is in use, of compute capability {capability}, for which the CUDA kernels "
-                "have no passing record yet (backend='fused' or MASKED_LSTM_GPU=1 takes them)"
+                f"have no passing record{where} yet (backend='fused' or MASKED_LSTM_GPU=1 takes "
+                "them)"
             )
     return None

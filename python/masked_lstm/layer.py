@@ -175,10 +175,10 @@ class LSTM(keras.layers.LSTM):
     def supports_jit(self) -> bool:
         """Whether Keras may compile this layer with XLA.
 
-        On the fused path: where the XLA kernel for the device in use is loaded.
+        On the fused path: where that is taken inside XLA too.
         """
         if self._settings_reason() is None:
-            return _no_xla_reason() is None
+            return self._xla_reason() is None
         return self.__dict__.get("supports_jit", True)
 
     @supports_jit.setter
@@ -252,14 +252,19 @@ class LSTM(keras.layers.LSTM):
         judge = gpus.not_chosen if self.backend == "auto" else gpus.not_possible
         return judge(_capabilities(), gpus.built_for())
 
-    @staticmethod
-    def _tracing_reason():
+    def _tracing_reason(self):
         """Why not fused, as far as the graph being traced tells."""
         from . import ops
 
-        if ops.inside_xla() and (reason := _no_xla_reason()):
+        return self._xla_reason() if ops.inside_xla() else None
+
+    def _xla_reason(self):
+        """Why XLA makes a difference where settings and device allow the fused path."""
+        if reason := _no_xla_reason():
             return f"this call is compiled by XLA and the fused op has no XLA kernel: {reason}"
-        return None
+        if self.backend != "auto" or not _gpu_in_use():
+            return None
+        return gpus.not_chosen(_capabilities(), gpus.built_for(), xla=True)
 
     def _initial_states(self, initial_state, batch):
         """`[h, c]` in the compute dtype, or None for zeros."""

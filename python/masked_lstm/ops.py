@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+import threading
 
 import tensorflow as tf
 from tensorflow.python.eager import record
@@ -12,7 +13,8 @@ from masked_lstm import composite
 
 _LIBRARY = pathlib.Path(__file__).parent / "libmasked_lstm_ops.so"
 _XLA_LIBRARY = _LIBRARY.with_name("libmasked_lstm_xla.so")
-_ops = None
+_loading = threading.RLock()  # the thread that loads may come here again, and must not wait
+_ops = None  # set last: whoever sees it sees the two reasons
 _no_xla = _no_xla_gpu = "the op library is not loaded"
 
 
@@ -53,16 +55,18 @@ def load():
 @tf.autograph.experimental.do_not_convert  # AutoGraph would assign to a copy of this module
 def _load_once():
     global _ops, _no_xla, _no_xla_gpu
-    if _ops is None:
-        _check_build()
-        try:
-            _ops = tf.load_op_library(str(_LIBRARY))
-        except tf.errors.OpError as error:
-            raise ImportError(
-                f"masked_lstm: TensorFlow cannot load {_LIBRARY}: {error.message}"
-            ) from error
-        _no_xla, _no_xla_gpu = _load_xla()
-    return _ops
+    with _loading:
+        if _ops is None:
+            _check_build()
+            try:
+                ops = tf.load_op_library(str(_LIBRARY))
+            except tf.errors.OpError as error:
+                raise ImportError(
+                    f"masked_lstm: TensorFlow cannot load {_LIBRARY}: {error.message}"
+                ) from error
+            _no_xla, _no_xla_gpu = _load_xla()
+            _ops = ops
+        return _ops
 
 
 def _load_xla():
