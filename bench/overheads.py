@@ -85,6 +85,16 @@ def of_the_core(threads: int):
     )
 
 
+def _op(variables):
+    import masked_lstm
+
+    return lambda inputs, mask: masked_lstm.lstm(inputs, *variables, mask=mask)[0]
+
+
+def _layer(layer):
+    return lambda inputs, mask: layer(inputs, mask=mask)
+
+
 def _with_gradients(function, variables):
     import tensorflow as tf
 
@@ -116,15 +126,10 @@ def of_the_layer(threads: int):
         layer.set_weights(data.weights[0])
         variables = [variable.value for variable in layer.trainable_variables]
 
-        def op(x, mask, variables=variables):
-            return masked_lstm.lstm(x, *variables, mask=mask)[0]
-
-        def of_layer(x, mask, layer=layer):
-            return layer(x, mask=mask)
-
+        functions = {"op": _op(variables), "layer": _layer(layer)}
         for kind in ("forward", "training"):
             traced = {}
-            for name, function in (("op", op), ("layer", of_layer)):
+            for name, function in functions.items():
                 whole = function if kind == "forward" else _with_gradients(function, variables)
                 traced[name] = tf.function(whole, autograph=False).get_concrete_function(x, mask)
             times = medians({n: lambda f=f, a=(x, mask): f(*a) for n, f in traced.items()})
