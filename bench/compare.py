@@ -81,6 +81,10 @@ def main() -> None:
             shortest = case.flops(data.valid_steps, pass_name) / np.median(rates)
             medians = {name: np.median(samples) for name, samples in times.items()}
             shown = [f"{n} {t * 1e3:.3f} ms ({shortest / t:.0%})" for n, t in medians.items()]
+            if pass_name == "forward" and len(set(dtypes.values())) > 1:
+                outputs = [call()[0].astype(np.float32) for call in calls.values()]
+                error = np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max()
+                shown.append(f"largest difference {error:.1e} of the largest output")
             print(f"{case.name} {pass_name}: {', '.join(shown)}", flush=True)
 
 

@@ -28,11 +28,12 @@ status=0
 } > "$stem.log" 2>&1
 nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -I"$root/csrc" \
   "$root/bench/hopper_primitives.cu" -o "$build/hopper_primitives" >> "$stem.build.log" 2>&1 &&
-  timeout 60 "$build/hopper_primitives" > "$stem.primitives.csv" 2>> "$stem.log" || status=1
+  timeout 40 "$build/hopper_primitives" > "$stem.primitives.csv" 2>> "$stem.log" || status=1
 cat "$stem.primitives.csv"
-timeout 150 "$python" "$root/bench/hopper_check.py" parity >> "$stem.log" 2>&1 || status=1
+timeout 130 "$python" "$root/bench/hopper_check.py" parity >> "$stem.log" 2>&1 || status=1
 tail -n 8 "$stem.log"
 "$root/bench/sanitize.sh" "$stem.log" "$python" "$root/bench/hopper_check.py" short || status=1
-"$python" "$root/bench/hopper_check.py" bench --out "$stem.csv" >> "$stem.log" 2>&1 || status=1
+timeout 140 "$python" "$root/bench/hopper_check.py" bench --out "$stem.csv" >> "$stem.log" 2>&1 ||
+  status=$?  # 3: ran out of time, and says so
 tail -n 40 "$stem.log"
 exit $status

@@ -83,9 +83,11 @@ class HopperLauncher : public StreamLauncher {
   }
   template <typename Kernel>
   void Prepare(Kernel kernel, int cluster, int64_t shared_bytes) {
+    // Always the same limit, since it is the kernel's, not the launch's: a smaller one could make
+    // another thread's launch fail.
     if (error_ == cudaSuccess && shared_bytes > 48 << 10) {
       error_ = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes));
+                                    static_cast<int>(cuda::hopper::HopperSizes(0).shared_bytes));
     }
     if (error_ == cudaSuccess && cluster > 8) {
       error_ = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);

@@ -24,7 +24,8 @@ inline int WeightSplits(int64_t rows, int64_t columns) {
 }
 
 inline bool SameShape(const LstmProblem& a, const LstmProblem& b) {
-  return a.dtype == b.dtype && a.batch == b.batch && a.units == b.units;
+  return a.dtype == b.dtype && a.batch == b.batch && a.units == b.units &&
+         a.cuda_choice == b.cuda_choice;
 }
 inline bool SameShape(const LstmForward& a, const LstmForward& b) {
   return SameShape(a.problem, b.problem);
