@@ -150,11 +150,12 @@ Status RunLstmBackward(const LstmBackward& call, const Threads& threads) noexcep
   MASKED_LSTM_RETURN_IF_ERROR(FindCpuKernels(BackwardIsa(p), &kernels));
   MASKED_LSTM_RETURN_IF_ERROR(CheckInputs(p, steps));
   MASKED_LSTM_RETURN_IF_ERROR(CheckPointer("scratch", call.scratch, steps * 5 * p.units));
-  MASKED_LSTM_RETURN_IF_ERROR(
-      LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers, &need));
+  // Without steps there is nothing to compute again, whatever an empty reserve's pointer is.
+  const bool recompute = call.reserve == nullptr && steps > 0;
+  MASKED_LSTM_RETURN_IF_ERROR(LstmBackwardWorkspaceBytes(p, !recompute, threads.workers, &need));
   MASKED_LSTM_RETURN_IF_ERROR(CheckWorkspace(call.workspace, call.workspace_bytes, need));
   LstmBackward with_reserve = call;
-  if (call.reserve == nullptr) {
+  if (recompute) {
     LstmForward forward;
     forward.problem = p;
     forward.reserve = call.scratch;

@@ -395,6 +395,7 @@ void CheckEverything() {
   Check<BFloat16>({11, 4, 3, 33}, Mask::kLengths, 0, Calls());
   Check<BFloat16>({9, 2, 3, 130}, Mask::kHoles, 0, Calls());
   Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Calls());
+  Check<BFloat16>({2, 2, 2, 300}, Mask::kNone, 0, Calls());
   Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Calls());
   for (int options : {int{kBackwards}, int{kBare}}) {
     Check<BFloat16>({9, 4, 3, 41}, Mask::kRagged, options, Grid{kThree});
