@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import cuda_kernels
 import numpy as np
 import pytest
 
@@ -56,42 +57,22 @@ def test_on_the_host_executor(executor, tmp_path):
     core = ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
     objects = compile_all(tmp_path, sources | {f"csrc/{name}.cc": ["-O1"] for name in core})
     program = tmp_path / "check_cuda"
-    # Not position-independent: the addresses it prints are those nm tells.
     link = ["c++", "-no-pie", sanitize, *objects, executor, "-o", program]
     subprocess.run(link, check=True)
     run = subprocess.run([program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     assert "0 failures" in run.stdout
-    launched = {int(address, 16) for address in re.findall(r"launched 0x(\w+)", run.stdout)}
-    symbols = subprocess.run(["nm", "-C", program], capture_output=True, text=True, check=True)
-    compiled = {
-        name: int(address, 16)
-        for address, name in re.findall(
-            r"^(\w+) t (?:void )?masked_lstm::cuda::(\w+Kernel(?:<[^(]*>)?)\([^)]*\)$",
-            symbols.stdout,
-            re.M,
-        )
-    }
+    compiled, ran = cuda_kernels.compiled_and_ran(program, run.stdout, "masked_lstm::cuda")
     assert len(compiled) > 40
-    assert not {name for name, address in compiled.items() if address not in launched}
-    assert {name.split("<")[0] for name in compiled} == kernels_in(CUDA.glob("*.cu*"))
+    assert compiled == ran
+    names = {name.split("<")[0] for name in compiled}
+    assert names == cuda_kernels.declared(CUDA.glob("*.cu*"))
 
 
-def kernels_in(paths):
-    declaration = r"__global__ void(?:\s+__launch_bounds__\([\w:, ]+\))?\s+(\w+)\("
-    names = set()
-    for path in paths:
-        found = re.findall(declaration, path.read_text())
-        assert len(found) == path.read_text().count("__global__"), f"{path}: written in another way"
-        names.update(found)
-    return names
-
-
-def test_every_kernel_has_a_case():
-    """Those of csrc/cuda: see above. Those of a folder in it: named by a check of its own."""
-    checks = "".join(path.read_text() for path in HOST.glob("*.cc"))
-    elsewhere = kernels_in(path for path in CUDA.rglob("*.cu*") if path.parent != CUDA)
-    assert not {name for name in elsewhere if name not in checks}
+def test_kernels_stand_where_they_are_checked():
+    """Those of csrc/cuda: see above. Those of hopper in it: see test_cuda_hopper.py."""
+    folders = {path.parent.name for path in CUDA.rglob("*.cu*") if cuda_kernels.declared([path])}
+    assert folders == {"cuda", "hopper"}
 
 
 def test_the_executor_finds_what_it_is_for(executor, tmp_path):

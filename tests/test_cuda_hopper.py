@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import cuda_kernels
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,15 +53,20 @@ def check(tmp_path_factory):
         running.append(subprocess.Popen(command))
     assert not [process.args for process in running if process.wait() != 0]
     program = folder / "check_hopper"
-    subprocess.run(["c++", "-fsanitize=address", *objects, "-o", program], check=True)
+    link = ["c++", "-no-pie", "-fsanitize=address", *objects, "-o", program]
+    subprocess.run(link, check=True)
     return program
 
 
 def test_on_the_host_executor(check):
-    """Parity with the CPU core and the same bits, whatever the order of threads and messages."""
+    """Parity with the CPU core and the same bits, whatever the order of threads and messages; and
+    no kernel is left out."""
     run = subprocess.run([check], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     assert "0 failures" in run.stdout
+    _, ran = cuda_kernels.compiled_and_ran(check, run.stdout, "masked_lstm::cuda::hopper")
+    names = {name.split("<")[0] for name in ran}
+    assert names == cuda_kernels.declared((ROOT / "csrc/cuda/hopper").glob("*.cu*"))
 
 
 def test_the_executor_notices_what_is_left_out(check):
