@@ -16,13 +16,13 @@ FLAGS = ["-std=c++17", f"-I{ROOT}/csrc", f"-I{HOST}", "-O1"]
 CHECKED = ["-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
 
-def of_one_dtype(folder):
-    """launch_hopper.cu with bfloat16's kernels only, which are compiled in a third of the time."""
+def without_float16(folder):
+    """launch_hopper.cu with bfloat16's kernels in place of float16's, which differ in the
+    multiplication's name alone: quicker to compile."""
     text = (ROOT / "csrc/cuda/hopper/launch_hopper.cu").read_text()
+    assert "f(Float16())" in text
     source = folder / "launch_hopper.cu"
-    source.write_text(
-        text.replace("f(Float16())", "f(BFloat16())").replace("f(float())", "f(BFloat16())")
-    )
+    source.write_text(text.replace("f(Float16())", "f(BFloat16())"))
     return source
 
 
@@ -45,7 +45,7 @@ def check(tmp_path_factory):
     sources += [(HOST / f"{name}.cc", CHECKED) for name in ("cuda_host", "cluster_host")]
     sanitized = [*CHECKED, "-fsanitize=address"]
     sources = [(HOST / "check_hopper.cc", sanitized), *sources]
-    sources += [(of_one_dtype(folder), [*sanitized, "-xc++"])]
+    sources += [(without_float16(folder), [*sanitized, "-xc++"])]
     objects, running = [], []
     for index, (source, flags) in enumerate(sources):
         objects.append(folder / f"{index}.o")
@@ -87,7 +87,8 @@ def test_nvcc_spills_nothing_for_hopper(tmp_path):
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
     command = [nvcc, "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-Xptxas=-v"]
-    command += [f"-I{ROOT}/csrc", "-cubin", of_one_dtype(tmp_path), "-o", tmp_path / "hopper.cubin"]
+    source, cubin = ROOT / "csrc/cuda/hopper/launch_hopper.cu", tmp_path / "hopper.cubin"
+    command += [f"-I{ROOT}/csrc", "-cubin", source, "-o", cubin]
     run = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
     )
@@ -97,18 +98,16 @@ def test_nvcc_spills_nothing_for_hopper(tmp_path):
         r"(\d+) bytes spill loads",
         run.stderr,
     )
-    assert (
-        len([name for name, *_ in report if re.search(r"(Cluster|Grid)(For|Back)wardKernel", name)])
-        >= 21
-    )
+    recurrences = r"(Cluster|Grid)(For|Back)wardKernel"
+    assert len([name for name, *_ in report if re.search(recurrences, name)]) >= 59  # 21, 21, 17
     assert not [name for name, *spilled in report if any(map(int, spilled))]
     cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=triton_tools())
     if cuobjdump is None:
         return
-    command = [cuobjdump, "-sass", tmp_path / "hopper.cubin"]
+    command = [cuobjdump, "-sass", cubin]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for function in code.split("Function : ")[1:]:
         name = function.split()[0]
         assert not re.search(r"\b(STL|LDL)\b", function), name
         multiplies = re.search(r"(ClusterFor|ClusterBack|GridFor|GridBack|Tensor)\w*Kernel", name)
-        assert not multiplies or "HMMA.16816.F32.BF16" in function, name
+        assert not multiplies or re.search(r"HMMA\.(16816|1688)\.F32", function), name

@@ -396,6 +396,8 @@ void CheckEverything() {
   Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Calls());
   Check<BFloat16>({2, 2, 2, 300}, Mask::kNone, 0, Calls());
   Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Calls());
+  const Calls tf32 = {CudaChoice::kHopperTf32};
+  for (int units : {33, 70, 200, 300}) Check<float>({2, 2, 3, units}, Mask::kNone, 0, tf32);
   for (int options : {int{kBackwards}, int{kBare}}) {
     Check<BFloat16>({9, 4, 3, 41}, Mask::kRagged, options, Grid{kThree});
   }
