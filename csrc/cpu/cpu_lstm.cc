@@ -152,7 +152,7 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
       bf16 ? layout.bf16_forward_team(job->teams.slots)
            : layout.forward_team(job->teams.slots, states, job->projected, job->staged);
   job->first_packed = passes <= kUnpackedPasses && !widened ? p.units / layout.width : 0;
-  const bool wide = job->first_packed > 0 && p.batch == 1;
+  const bool wide = !bf16 && p.batch == 1;
   job->item_panels = wide ? WidePanels(kernels.tile_rows) : 1;
   job->packed = arena.Take<void>(weights);
   job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));

@@ -190,13 +190,15 @@ class ForwardTeam {
 
   // Panels [begin, end) at once, where a wide tile can. False: nothing was done.
   bool StepWide(int64_t begin, int64_t end) {
-    if (end - begin != WidePanels(kTileRows) || end > job_.first_packed || slots_.active != 1 ||
-        slots_.projecting || slots_.projection[0] != nullptr || slots_.x_gate_stride != 0 ||
-        slots_.h_gate_stride != 0) {
+    if (end - begin != WidePanels(kTileRows) || slots_.active != 1 || slots_.projecting ||
+        slots_.x_gate_stride != 0 || slots_.h_gate_stride != 0 ||
+        (begin < job_.first_packed && end > job_.first_packed)) {
       return false;
     }
-    ForwardWideTile<Stored>(slots_, p_.input_dim, p_.units, begin * layout_.width, View(begin),
-                            saved_tiles_);
+    const PanelView<T> view = View(begin), next = View(begin + 1);
+    ForwardWideTile<Stored>(slots_, p_.input_dim, p_.units, begin * layout_.width, view,
+                            next.recurrent_kernel - view.recurrent_kernel,
+                            view.bias == nullptr ? 0 : next.bias - view.bias, saved_tiles_);
     return true;
   }
 

@@ -161,12 +161,14 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
   FinishTile(&tile, slots, first, units, unit, memory, S * kWidth<T>);
 }
 
-// As all parts of ForwardTile for one slot and WidePanels panels at once, which are read in place,
-// without factors: memory is read in longer pieces, and there are chains of multiply-adds enough.
+// As all parts of ForwardTile for one slot and WidePanels panels at once, without factors: chains of
+// multiply-adds enough for one row, and memory is read in several streams, or in longer pieces. Each
+// panel is `next_panel` values after the one before it, its bias `next_bias`.
 template <typename Stored, typename T = Compute<Stored>>
 static MASKED_LSTM_NOINLINE void ForwardWideTile(const ForwardSlots<T, Stored>& slots,
                                                  int64_t input_dim, int64_t units, int64_t unit,
-                                                 const PanelView<T>& panel, T* memory) {
+                                                 const PanelView<T>& panel, int64_t next_panel,
+                                                 int64_t next_bias, T* memory) {
   constexpr int P = WidePanels(kTileRows), W = kWidth<T>;
   Tile<T, 1> tiles[P];
   const auto for_all = [&](auto f) {
@@ -177,17 +179,24 @@ static MASKED_LSTM_NOINLINE void ForwardWideTile(const ForwardSlots<T, Stored>& 
     for (int64_t k = begin; k < end; ++k) {
       const Vec<T> value[1] = {Broadcast<T>(values[k])};
       for_all([&](auto* tile, int p) {
-        tile->Step(weights + k * panel.row_stride + p * W, panel.gate_stride, value);
+        tile->Step(weights + k * panel.row_stride + p * next_panel, panel.gate_stride, value);
       });
     }
   };
+  const T* projection = slots.projection[0];
+  if (projection != nullptr) input_dim = 0;
   PanelPart part = {0, 0, 0, 0};
   while (part.h_end < units) {
     part = NextPart(part, input_dim, units);
     const bool first_part = part.x_begin == 0 && part.h_begin == 0;
     for_all([&](auto* tile, int p) {
-      tile->Fill(first_part && panel.bias != nullptr ? panel.bias + p * W : nullptr,
-                 panel.gate_stride);
+      if (first_part && projection != nullptr) {
+        const T* rows[1] = {projection + (unit + p * W) * 4};
+        tile->LoadRows(rows);
+      } else {
+        tile->Fill(first_part && panel.bias != nullptr ? panel.bias + p * next_bias : nullptr,
+                   panel.gate_stride);
+      }
     });
     const auto add_before = [&](auto* tile, int p) { tile->Add(memory + p * kPanelColumns<T>); };
     add_rows(slots.x[0], panel.kernel, part.x_begin, part.x_end);
