@@ -255,7 +255,7 @@ class Bf16Product {
   static MASKED_LSTM_NOINLINE void StepTile(const Slots& slots, int first, const Bf16Panel& panel,
                                             int64_t units, int64_t unit, float* memory) {
     Tile<float, S> tile;
-    tile.Fill(panel.bias, kWidth<float>);
+    tile.Fill(panel.bias);
     const BFloat16* weights = panel.weights;
     AddBlocks<S>(panel.x + first * panel.x_stride, panel.x_stride, panel.x_blocks, &weights, &tile);
     AddBlocks<S>(panel.h + first * panel.h_stride, panel.h_stride, panel.h_blocks, &weights, &tile);

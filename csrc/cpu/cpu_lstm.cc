@@ -127,6 +127,10 @@ struct Region {
 // Calls that read the weights so few times do not pay for packing them.
 constexpr int64_t kUnpackedPasses = 3;
 
+// Units whose sums a worker keeps in the first-level cache, for all slots, where weights are read
+// in place.
+constexpr int64_t kInPlaceUnits = 64;
+
 size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int workers, void* workspace,
                      ForwardJob* job) {
   const CpuLayout layout = LayoutOf(p, kernels);
@@ -138,28 +142,37 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   void* schedule = arena.Take<void>(ScheduleBytes(p));
   job->teams = ChooseTeams(p, tile, bf16 ? kernels.bf16_slots : kVectorSlots, workers, weights,
                            panels, layout.forward_panel_size());
+  const bool widened = StoredBytes(p.dtype) != bytes;
+  const bool factors = p.input_factors != nullptr || p.recurrent_factors != nullptr;
+  const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
+  const bool in_place = passes <= kUnpackedPasses && !widened && !factors;
+  job->first_packed = in_place ? p.units / layout.width : 0;
   // With few slots per step, x.W of several steps at once fills tiles, and halves what a step
   // reads.
-  const bool thin = !bf16 && p.timesteps > 1 &&
+  const bool thin = !bf16 && job->first_packed == 0 && p.timesteps > 1 &&
                     (p.batch + job->teams.count - 1) / job->teams.count < kernels.tile_rows;
   job->projected = thin ? kProjectedSteps : 0;
-  const bool widened = StoredBytes(p.dtype) != bytes;
   const int64_t copies = p.input_factors != nullptr ? 4 : widened ? 1 : 0;
   job->staged = copies * (thin ? kProjectedSteps : 1);
   const int64_t states = p.recurrent_factors != nullptr ? 3 + 2 * 4 : 3;
-  const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
   const int64_t team_values =
       bf16 ? layout.bf16_forward_team(job->teams.slots)
            : layout.forward_team(job->teams.slots, states, job->projected, job->staged);
-  job->first_packed = passes <= kUnpackedPasses && !widened ? p.units / layout.width : 0;
-  const bool wide = !bf16 && p.batch == 1;
-  job->item_panels = wide ? WidePanels(kernels.tile_rows) : 1;
+  job->item_panels = 1;
+  int64_t worker_values = layout.saved_tiles(job->teams.slots);
+  if (job->first_packed > 0) {
+    job->item_panels = std::min(std::max<int64_t>(1, kInPlaceUnits / layout.width),
+                                CpuLayout::Panels(panels, job->teams.members));
+    worker_values += 2 * job->teams.slots * job->item_panels * layout.panel_columns;
+  } else if (!bf16 && p.batch == 1) {
+    job->item_panels = WidePanels(kernels.tile_rows);
+  }
   job->packed = arena.Take<void>(weights);
   job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));
   if (workspace != nullptr) std::fill_n(job->finished, p.batch, -1);
-  LayOutTeams<ForwardSlots<float, float>>(
-      &arena, workers, team_values, layout.saved_tiles(job->teams.slots), bytes,
-      CpuLayout::Panels(panels, job->item_panels), workspace != nullptr, &job->teams);
+  LayOutTeams<ForwardSlots<float, float>>(&arena, workers, team_values, worker_values, bytes,
+                                          CpuLayout::Panels(panels, job->item_panels),
+                                          workspace != nullptr, &job->teams);
   job->pack.size = panels - job->first_packed;
   job->rows.size = p.batch;
   if (workspace != nullptr) {

@@ -3,6 +3,7 @@
 // full whatever the lengths are.
 #pragma once
 
+#include "forward_in_place.h"
 #include "forward_tile.h"
 #include "job.h"
 #include "pack.h"
@@ -83,9 +84,16 @@ class ForwardTeam {
     if constexpr (kBf16) {
       StepBf16(item);
     } else {
-      const int64_t panels = layout_.forward_panels(), begin = item * job_.item_panels;
+      const int64_t panels = layout_.forward_panels();
+      int64_t begin = item * job_.item_panels;
       const int64_t end = begin + job_.item_panels < panels ? begin + job_.item_panels : panels;
-      if (StepWide(begin, end)) return;
+      if (begin < job_.first_packed) {
+        const int64_t in_place = end < job_.first_packed ? end : job_.first_packed;
+        StepInPlace(begin, in_place);
+        begin = in_place;
+      } else if (StepWide(begin, end)) {
+        return;
+      }
       const int64_t next = job_.item_panels == 1 ? queue_->LikelyNext(item) : item;
       for (int64_t panel = begin; panel < end; ++panel) {
         if (slots_.projecting) {
@@ -169,36 +177,28 @@ class ForwardTeam {
 
   PanelView<T> View(int64_t panel) const {
     const T* packed = static_cast<const T*>(job_.packed);
-    PanelView<T> view;
-    if (panel >= job_.first_packed) {
-      view.kernel = packed + panel * layout_.forward_panel_size();
-      view.recurrent_kernel = view.kernel + p_.input_dim * layout_.panel_columns;
-      view.bias = packed + layout_.forward_panels() * layout_.forward_panel_size() +
-                  panel * layout_.panel_columns;
-      view.row_stride = layout_.panel_columns;
-      view.gate_stride = layout_.width;
-    } else {
-      view.kernel = static_cast<const T*>(p_.kernel) + panel * layout_.width;
-      view.recurrent_kernel = static_cast<const T*>(p_.recurrent_kernel) + panel * layout_.width;
-      view.bias =
-          p_.bias == nullptr ? nullptr : static_cast<const T*>(p_.bias) + panel * layout_.width;
-      view.row_stride = 4 * p_.units;
-      view.gate_stride = p_.units;
+    const T* kernel = packed + panel * layout_.forward_panel_size();
+    return {kernel, kernel + p_.input_dim * layout_.panel_columns,
+            packed + layout_.forward_panels() * layout_.forward_panel_size() +
+                panel * layout_.panel_columns};
+  }
+
+  // Panels [begin, end), whose weights are read in place.
+  void StepInPlace(int64_t begin, int64_t end) {
+    if constexpr (!kWidened<Stored>) {
+      ForwardInPlace<Stored>(slots_, p_, begin * layout_.width, (end - begin) * layout_.width,
+                             saved_tiles_);
     }
-    return view;
   }
 
   // Panels [begin, end) at once, where a wide tile can. False: nothing was done.
   bool StepWide(int64_t begin, int64_t end) {
     if (end - begin != WidePanels(kTileRows) || slots_.active != 1 || slots_.projecting ||
-        slots_.x_gate_stride != 0 || slots_.h_gate_stride != 0 ||
-        (begin < job_.first_packed && end > job_.first_packed)) {
+        slots_.x_gate_stride != 0 || slots_.h_gate_stride != 0) {
       return false;
     }
-    const PanelView<T> view = View(begin), next = View(begin + 1);
-    ForwardWideTile<Stored>(slots_, p_.input_dim, p_.units, begin * layout_.width, view,
-                            next.recurrent_kernel - view.recurrent_kernel,
-                            view.bias == nullptr ? 0 : next.bias - view.bias, saved_tiles_);
+    ForwardWideTile<Stored>(slots_, p_.input_dim, p_.units, begin * layout_.width, View(begin),
+                            layout_.forward_panel_size(), saved_tiles_);
     return true;
   }
 
@@ -215,12 +215,10 @@ class ForwardTeam {
       const T* after =
           part.h_end < U ? from + (part.x_end + part.h_end) * layout_.panel_columns : next;
       ForEachTile(slots_.active, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
-        const bool packed = panel.row_stride == layout_.panel_columns;
-        const Ahead ahead =
-            packed ? ShareOfPanel<T>(after, rows, tile, tiles) : NothingAhead(panel.kernel);
-        ForwardTile<Stored, decltype(tag)::value>(
-            slots_, static_cast<int>(first), U, unit, panel, part,
-            saved_tiles_ + first * layout_.panel_columns, ahead);
+        ForwardTile<Stored, decltype(tag)::value>(slots_, static_cast<int>(first), U, unit, panel,
+                                                  part,
+                                                  saved_tiles_ + first * layout_.panel_columns,
+                                                  ShareOfPanel<T>(after, rows, tile, tiles));
       });
     }
   }

@@ -13,13 +13,12 @@
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
-// Where one panel of weights lies: `width` units of 4 gates. Packed, or in place.
+// Where one packed panel of weights lies: `width` units of 4 gates.
 template <typename T>
 struct PanelView {
-  const T* kernel;            // row 0, gate i
+  const T* kernel;            // row 0
   const T* recurrent_kernel;  // likewise
-  const T* bias;              // or null: zeros
-  int64_t row_stride, gate_stride;
+  const T* bias;
 };
 
 // Part of a panel: rows [x_begin, x_end) of kernel, then [h_begin, h_end) of recurrent_kernel.
@@ -40,16 +39,15 @@ MASKED_LSTM_INLINE PanelPart NextPart(const PanelPart& part, int64_t input_dim, 
 // (gate_stride > 0) one for each.
 template <typename T, int S>
 MASKED_LSTM_INLINE void AddProduct(Tile<T, S>* tile, const T* const* values, int64_t gate_stride,
-                                   const T* weights, const PanelView<T>& panel, int64_t begin,
-                                   int64_t end, Ahead ahead) {
+                                   const T* weights, int64_t begin, int64_t end, Ahead ahead) {
   const T* rows[S];
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) rows[s] = values[s] + begin;
-  weights += begin * panel.row_stride;
+  weights += begin * kPanelColumns<T>;
   if (gate_stride == 0) {
-    tile->AddRows(weights, panel.row_stride, panel.gate_stride, rows, end - begin, ahead);
+    tile->AddRows(weights, rows, end - begin, ahead);
   } else {
-    tile->AddGateRows(weights, panel.row_stride, panel.gate_stride, rows, gate_stride, end - begin);
+    tile->AddGateRows(weights, rows, gate_stride, end - begin);
   }
 }
 
@@ -140,17 +138,17 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
     for (int s = 0; s < S; ++s) rows[s] = slots.projection[first + s] + unit * 4;
     tile.LoadRows(rows);
   } else {
-    tile.Fill(first_part ? panel.bias : nullptr, panel.gate_stride);
+    tile.Fill(first_part ? panel.bias : nullptr);
   }
   if (part.x_begin < part.x_end) {
-    AddProduct<T, S>(&tile, slots.x + first, slots.x_gate_stride, panel.kernel, panel, part.x_begin,
+    AddProduct<T, S>(&tile, slots.x + first, slots.x_gate_stride, panel.kernel, part.x_begin,
                      part.x_end, ahead);
     ahead.from += ahead.stride * (part.x_end - part.x_begin);
     if (part.x_begin > 0) tile.Add(memory);
   }
   if (part.h_begin < part.h_end) {
     const T* const* h = slots.h_gate_stride == 0 ? slots.h + first : slots.factored + first;
-    AddProduct<T, S>(&tile, h, slots.h_gate_stride, panel.recurrent_kernel, panel, part.h_begin,
+    AddProduct<T, S>(&tile, h, slots.h_gate_stride, panel.recurrent_kernel, part.h_begin,
                      part.h_end, ahead);
     if (part.h_begin > 0) tile.Add(memory);
   }
@@ -161,14 +159,14 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
   FinishTile(&tile, slots, first, units, unit, memory, S * kWidth<T>);
 }
 
-// As all parts of ForwardTile for one slot and WidePanels panels at once, without factors: chains of
-// multiply-adds enough for one row, and memory is read in several streams, or in longer pieces. Each
-// panel is `next_panel` values after the one before it, its bias `next_bias`.
+// As all parts of ForwardTile for one slot and WidePanels packed panels at once, `next_panel`
+// values apart, without factors: chains of multiply-adds enough for one row, and weights in more
+// streams.
 template <typename Stored, typename T = Compute<Stored>>
 static MASKED_LSTM_NOINLINE void ForwardWideTile(const ForwardSlots<T, Stored>& slots,
                                                  int64_t input_dim, int64_t units, int64_t unit,
                                                  const PanelView<T>& panel, int64_t next_panel,
-                                                 int64_t next_bias, T* memory) {
+                                                 T* memory) {
   constexpr int P = WidePanels(kTileRows), W = kWidth<T>;
   Tile<T, 1> tiles[P];
   const auto for_all = [&](auto f) {
@@ -179,7 +177,7 @@ static MASKED_LSTM_NOINLINE void ForwardWideTile(const ForwardSlots<T, Stored>& 
     for (int64_t k = begin; k < end; ++k) {
       const Vec<T> value[1] = {Broadcast<T>(values[k])};
       for_all([&](auto* tile, int p) {
-        tile->Step(weights + k * panel.row_stride + p * next_panel, panel.gate_stride, value);
+        tile->Step(weights + k * kPanelColumns<T> + p * next_panel, value);
       });
     }
   };
@@ -194,8 +192,7 @@ static MASKED_LSTM_NOINLINE void ForwardWideTile(const ForwardSlots<T, Stored>& 
         const T* rows[1] = {projection + (unit + p * W) * 4};
         tile->LoadRows(rows);
       } else {
-        tile->Fill(first_part && panel.bias != nullptr ? panel.bias + p * next_bias : nullptr,
-                   panel.gate_stride);
+        tile->Fill(first_part ? panel.bias + p * kPanelColumns<T> : nullptr);
       }
     });
     const auto add_before = [&](auto* tile, int p) { tile->Add(memory + p * kPanelColumns<T>); };
@@ -219,9 +216,8 @@ static MASKED_LSTM_NOINLINE void ProjectTile(const T* const* x, int64_t gate_str
   T sums[4 * S * kWidth<T>];
   for (int64_t begin = 0; begin == 0 || begin < input_dim; begin += kDepthBlock) {
     const int64_t end = begin + kDepthBlock < input_dim ? begin + kDepthBlock : input_dim;
-    tile.Fill(begin == 0 ? panel.bias : nullptr, panel.gate_stride);
-    AddProduct<T, S>(&tile, x, gate_stride, panel.kernel, panel, begin, end,
-                     NothingAhead(panel.kernel));
+    tile.Fill(begin == 0 ? panel.bias : nullptr);
+    AddProduct<T, S>(&tile, x, gate_stride, panel.kernel, begin, end, NothingAhead(panel.kernel));
     if (begin > 0) tile.Add(sums);
     if (end < input_dim) tile.Save(sums);
   }

@@ -23,8 +23,7 @@ static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int
   const T* rows[S];
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) rows[s] = d_gates[s] + begin;
-  tile.AddRows(panel + begin * kPanelColumns<T>, kPanelColumns<T>, kWidth<T>, rows, end - begin,
-               ahead);
+  tile.AddRows(panel + begin * kPanelColumns<T>, rows, end - begin, ahead);
   if (begin > 0) tile.Add(memory);
   if (end < depth) {
     tile.Save(memory);
@@ -86,8 +85,7 @@ static MASKED_LSTM_NOINLINE void MultiplyGatesTile(const T* panel, int64_t units
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) rows[s] = d_gates[s] + at;
       tile.Clear();
-      tile.AddRows(panel + at * kPanelColumns<T>, kPanelColumns<T>, W, rows, end - begin,
-                   NothingAhead(panel));
+      tile.AddRows(panel + at * kPanelColumns<T>, rows, end - begin, NothingAhead(panel));
       if (begin > 0) tile.Add(memory);
       if (end < units) tile.Save(memory);
     }

@@ -54,11 +54,11 @@ template <typename T, int S, int V = 4>
 struct Tile {
   Vec<T> acc[V][S];
 
-  // The same 4 vectors for every row (a bias), `stride` apart, or zeros.
-  MASKED_LSTM_INLINE void Fill(const T* row, int64_t stride) {
+  // The same 4 vectors for every row (a bias), or zeros.
+  MASKED_LSTM_INLINE void Fill(const T* row) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const Vec<T> value = row == nullptr ? Vec<T>{} : Load(row + v * stride);
+      const Vec<T> value = row == nullptr ? Vec<T>{} : Load(row + v * kWidth<T>);
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) acc[v][s] = value;
     }
@@ -90,28 +90,20 @@ struct Tile {
     }
   }
 
-  MASKED_LSTM_INLINE void Step(const T* panel_row, int64_t vector_stride, const Vec<T> (&a)[S]) {
+  MASKED_LSTM_INLINE void Step(const T* panel_row, const Vec<T> (&a)[S]) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const Vec<T> w = Load(panel_row + v * vector_stride);
+      const Vec<T> w = Load(panel_row + v * kWidth<T>);
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) acc[v][s] = MulAdd<T>(a[s], w, acc[v][s]);
     }
   }
 
-  MASKED_LSTM_INLINE void Clear() { Fill(nullptr, 0); }
+  MASKED_LSTM_INLINE void Clear() { Fill(nullptr); }
 
   // a_s[k] = rows[s][k]: each row's values stand one after another (x_t, h_{t-1}, dG_t).
-  MASKED_LSTM_INLINE void AddRows(const T* panel, int64_t row_stride, int64_t vector_stride,
-                                  const T* const (&rows)[S], int64_t length, Ahead ahead) {
-    if (row_stride == kPanelColumns<T>) {  // packed: constants in the loop's addresses
-      AddRowsOf(panel, kPanelColumns<T>, kWidth<T>, rows, length, ahead);
-    } else {
-      AddRowsOf(panel, row_stride, vector_stride, rows, length, ahead);
-    }
-  }
-  MASKED_LSTM_INLINE void AddRowsOf(const T* panel, int64_t row_stride, int64_t vector_stride,
-                                    const T* const (&rows)[S], int64_t length, Ahead ahead) {
+  MASKED_LSTM_INLINE void AddRows(const T* panel, const T* const (&rows)[S], int64_t length,
+                                  Ahead ahead) {
     const T* a[S];
 #pragma GCC unroll 6
     for (int s = 0; s < S; ++s) a[s] = rows[s];
@@ -124,21 +116,20 @@ struct Tile {
       Vec<T> value[S];
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(a[s][k]);
-      Step(panel + k * row_stride, vector_stride, value);
+      Step(panel + k * kPanelColumns<T>, value);
     }
   }
 
   // a_s[k] = rows[s][k + v * gate_stride]: values of their own for each vector, that is, each gate.
-  MASKED_LSTM_INLINE void AddGateRows(const T* panel, int64_t row_stride, int64_t vector_stride,
-                                      const T* const (&rows)[S], int64_t gate_stride,
-                                      int64_t length) {
+  MASKED_LSTM_INLINE void AddGateRows(const T* panel, const T* const (&rows)[S],
+                                      int64_t gate_stride, int64_t length) {
     const T* a[S];
 #pragma GCC unroll 6
     for (int s = 0; s < S; ++s) a[s] = rows[s];
     for (int64_t k = 0; k < length; ++k) {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
-        const Vec<T> w = Load(panel + k * row_stride + v * vector_stride);
+        const Vec<T> w = Load(panel + k * kPanelColumns<T> + v * kWidth<T>);
 #pragma GCC unroll 6
         for (int s = 0; s < S; ++s) {
           acc[v][s] = MulAdd<T>(Broadcast<T>(a[s][k + v * gate_stride]), w, acc[v][s]);
@@ -159,7 +150,7 @@ struct Tile {
       Vec<T> value[S];
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(row[s]);
-      Step(panel + k * kPanelColumns<T>, kWidth<T>, value);
+      Step(panel + k * kPanelColumns<T>, value);
     }
   }
 };

@@ -1,0 +1,91 @@
+// The forward step with weights where the caller has them, for calls too short to pay for packing.
+// Rows of the matrices lie far apart there, so a tile of few columns would wait for every one of
+// them. Here some rows are gone through from end to end, and the sums stay in memory, in the
+// first-level cache, instead of registers. The same chains of multiply-adds as in forward_tile.h.
+#pragma once
+
+#include "forward_tile.h"
+
+namespace masked_lstm {
+namespace MASKED_LSTM_ISA_NAMESPACE {
+
+// sums[s][gate][u] += sum over K rows k of values[s][k] * weights[k - first][gate][u], u < count,
+// whole vectors.
+template <typename T, int K>
+static MASKED_LSTM_NOINLINE void AddRowsInPlace(const T* weights, int64_t units, int64_t count,
+                                                const T* const* values, int64_t first, int slots,
+                                                T* sums) {
+  for (int s = 0; s < slots; ++s) {
+    Vec<T> value[K];
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) value[i] = Broadcast<T>(values[s][first + i]);
+    for (int gate = 0; gate < 4; ++gate) {
+      const T* rows = weights + gate * units;
+      for (int64_t u = 0; u < count; u += kWidth<T>, sums += kWidth<T>) {
+        Vec<T> sum = Load(sums);
+#pragma GCC unroll 8
+        for (int i = 0; i < K; ++i) {
+          sum = MulAdd<T>(value[i], Load(rows + i * 4 * units + u), sum);
+        }
+        Store(sums, sum);
+      }
+    }
+  }
+}
+
+// One step of all slots for units [unit, unit + count), whole vectors, without factors. `memory`:
+// 8 * count values for each slot, and a tile.
+template <typename Stored, typename T = Compute<Stored>>
+static MASKED_LSTM_NOINLINE void ForwardInPlace(const ForwardSlots<T, Stored>& slots,
+                                                const LstmProblem& p, int64_t unit, int64_t count,
+                                                T* memory) {
+  constexpr int W = kWidth<T>, kRows = 8;
+  const int64_t U = p.units;
+  const int n = slots.active;
+  const int64_t size = n * 4 * count;
+  T *sums = memory, *before = memory + size, *tile_memory = before + size;
+  const auto add_rows = [&](const void* matrix, const T* const* values, int64_t k, int64_t end) {
+    const T* weights = static_cast<const T*>(matrix) + unit;
+    for (; k + kRows <= end; k += kRows) {
+      AddRowsInPlace<T, kRows>(weights + k * 4 * U, U, count, values, k, n, sums);
+    }
+    for (; k < end; ++k) AddRowsInPlace<T, 1>(weights + k * 4 * U, U, count, values, k, n, sums);
+  };
+  const auto add_before = [&] {
+    for (int64_t i = 0; i < size; i += W) Store(sums + i, Load(sums + i) + Load(before + i));
+  };
+  PanelPart part = {0, 0, 0, 0};
+  while (part.h_end < U) {
+    part = NextPart(part, p.input_dim, U);
+    const bool first_part = part.x_begin == 0 && part.h_begin == 0;
+    const T* bias = first_part ? static_cast<const T*>(p.bias) : nullptr;
+    Swap(sums, before);
+    for (int gate = 0; gate < 4; ++gate) {
+      for (int64_t u = 0; u < count; u += W) {
+        const Vec<T> value = bias != nullptr ? Load(bias + gate * U + unit + u) : Vec<T>{};
+        for (int s = 0; s < n; ++s) Store(sums + (s * 4 + gate) * count + u, value);
+      }
+    }
+    add_rows(p.kernel, slots.x, part.x_begin, part.x_end);
+    if (part.x_begin > 0 && part.x_begin < part.x_end) add_before();
+    add_rows(p.recurrent_kernel, slots.h, part.h_begin, part.h_end);
+    if (part.h_begin > 0) add_before();
+  }
+  for (int64_t u = 0; u < count; u += W) {
+    ForEachTile(n, [&](int64_t first, auto tag, int64_t, int64_t) {
+      constexpr int S = decltype(tag)::value;
+      Tile<T, S> tile;
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+#pragma GCC unroll 6
+        for (int s = 0; s < S; ++s) {
+          tile.acc[v][s] = Load(sums + ((first + s) * 4 + v) * count + u);
+        }
+      }
+      FinishTile(&tile, slots, static_cast<int>(first), U, unit + u, tile_memory, S * W);
+    });
+  }
+}
+
+}  // namespace MASKED_LSTM_ISA_NAMESPACE
+}  // namespace masked_lstm
