@@ -44,7 +44,7 @@ static void PackBf16Panel(const ForwardJob& job, const CpuLayout& layout, int64_
   PackBf16Rows(static_cast<const BFloat16*>(p.recurrent_kernel), p.units, p.units, unit,
                to + layout.bf16_row(p.input_dim) * layout.panel_columns);
   if (p.bias != nullptr) {
-    PackGateRows(static_cast<const BFloat16*>(p.bias), 1, p.units, unit, bias);
+    PackGateRows(static_cast<const BFloat16*>(p.bias), 1, p.units, unit, 1, 0, bias);
   } else {
     for (int64_t n = 0; n < layout.panel_columns; ++n) bias[n] = 0;
   }

@@ -130,6 +130,8 @@ constexpr int64_t kUnpackedPasses = 3;
 // Units whose sums a worker keeps in the first-level cache, for all slots, where weights are read
 // in place.
 constexpr int64_t kInPlaceUnits = 64;
+// Units that are packed together.
+constexpr int64_t kPackUnits = 64;
 
 size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int workers, void* workspace,
                      ForwardJob* job) {
@@ -173,7 +175,10 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   LayOutTeams<ForwardSlots<float, float>>(&arena, workers, team_values, worker_values, bytes,
                                           CpuLayout::Panels(panels, job->item_panels),
                                           workspace != nullptr, &job->teams);
-  job->pack.size = panels - job->first_packed;
+  // Neighbours share cache lines of the matrices; but all workers are to have some.
+  job->pack_panels =
+      bf16 ? 1 : std::max<int64_t>(1, std::min(kPackUnits / layout.width, panels / (2 * workers)));
+  job->pack.size = CpuLayout::Panels(panels - job->first_packed, job->pack_panels);
   job->rows.size = p.batch;
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);

@@ -446,8 +446,12 @@ static void RunForward(ForwardJob* job, int worker) {
   using T = Compute<Stored>;
   const LstmProblem& p = job->call->problem;
   const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
-  job->pack.RunAll(
-      [&](int64_t item) { PackForwardPanel<Stored>(*job, layout, job->first_packed + item); });
+  job->pack.RunAll([&](int64_t item) {
+    const int64_t panels = layout.forward_panels();
+    const int64_t begin = job->first_packed + item * job->pack_panels;
+    const int64_t end = begin + job->pack_panels;
+    PackForwardPanels<Stored>(*job, layout, begin, end < panels ? end : panels);
+  });
   ForEachTeam(job->teams, worker, [&](int team, int member) {
     ForwardTeam<Stored, VectorProduct<T>>(job, team, worker).Run(member);
   });

@@ -78,10 +78,11 @@ MASKED_LSTM_INLINE void ForEachTeam(const Teams& teams, int worker, F&& f) {
 struct ForwardJob {
   const LstmForward* call;
   Schedule schedule;
-  WorkQueue pack;        // panels of weights, from first_packed on
-  WorkQueue rows;        // rows of the batch, longest first
-  WorkQueue fill;        // rows of the batch, in `finished`, for the outputs at masked steps
-  int32_t* finished;     // (B) rows in the order in which they were done; -1: not yet
+  WorkQueue pack;     // pack_panels panels of weights each, from first_packed on
+  WorkQueue rows;     // rows of the batch, longest first
+  WorkQueue fill;     // rows of the batch, in `finished`, for the outputs at masked steps
+  int32_t* finished;  // (B) rows in the order in which they were done; -1: not yet
+  int64_t pack_panels;
   int64_t first_packed;  // panels before it are read where the weights are
   void* packed;          // panels, then packed bias
   int64_t item_panels;   // of an item of a step

@@ -1,6 +1,8 @@
 // Weights rearranged into panels: one tile's four vectors of columns stand together for every k.
 #pragma once
 
+#include <cstring>
+
 #include "job.h"
 #include "stored.h"
 #include "tile.h"
@@ -8,35 +10,41 @@
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
-// rows of `weights` (rows,4U) -> panel rows [gate][unit], for units [unit, unit + width).
+// rows of `weights` (rows,4U) -> rows [gate][unit] of `panels` panels, `panel_size` apart, for
+// units from `unit` on. Row by row, since a panel's share of a row may be less than a cache line.
 template <typename Stored, typename T = Compute<Stored>>
 static void PackGateRows(const Stored* weights, int64_t rows, int64_t units, int64_t unit,
-                         T* panel) {
+                         int64_t panels, int64_t panel_size, T* to) {
   constexpr int W = kWidth<T>;
-  const int64_t n = units - unit < W ? units - unit : W;
-  for (int64_t k = 0; k < rows; ++k) {
-    for (int gate = 0; gate < 4; ++gate) {
-      Store(panel + (k * 4 + gate) * W, LoadFirst(weights + (k * 4 + gate) * units + unit, n));
+  for (int64_t k = 0; k < rows; ++k, to += kPanelColumns<T>) {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t from = unit + panel * W;
+      for (int gate = 0; gate < 4; ++gate) {
+        Store(to + panel * panel_size + gate * W,
+              LoadFirst(weights + (k * 4 + gate) * units + from, units - from));
+      }
     }
   }
 }
 
+// Panels [begin, end).
 template <typename Stored>
-static void PackForwardPanel(const ForwardJob& job, const CpuLayout& layout, int64_t panel) {
+static void PackForwardPanels(const ForwardJob& job, const CpuLayout& layout, int64_t begin,
+                              int64_t end) {
   using T = Compute<Stored>;
   const LstmProblem& p = job.call->problem;
+  const int64_t unit = begin * layout.width, panels = end - begin;
+  const int64_t size = layout.forward_panel_size(), columns = layout.panel_columns;
   T* packed = static_cast<T*>(job.packed);
-  T* to = packed + panel * layout.forward_panel_size();
-  T* bias =
-      packed + layout.forward_panels() * layout.forward_panel_size() + panel * layout.panel_columns;
-  const int64_t unit = panel * layout.width;
-  PackGateRows(static_cast<const Stored*>(p.kernel), p.input_dim, p.units, unit, to);
-  PackGateRows(static_cast<const Stored*>(p.recurrent_kernel), p.units, p.units, unit,
-               to + p.input_dim * layout.panel_columns);
+  T* to = packed + begin * size;
+  T* bias = packed + layout.forward_panels() * size + begin * columns;
+  PackGateRows(static_cast<const Stored*>(p.kernel), p.input_dim, p.units, unit, panels, size, to);
+  PackGateRows(static_cast<const Stored*>(p.recurrent_kernel), p.units, p.units, unit, panels, size,
+               to + p.input_dim * columns);
   if (p.bias != nullptr) {
-    PackGateRows(static_cast<const Stored*>(p.bias), 1, p.units, unit, bias);
+    PackGateRows(static_cast<const Stored*>(p.bias), 1, p.units, unit, panels, columns, bias);
   } else {
-    for (int64_t n = 0; n < layout.panel_columns; ++n) bias[n] = T(0);
+    std::memset(bias, 0, panels * columns * sizeof(T));
   }
 }
 
