@@ -5,7 +5,7 @@ import subprocess
 
 
 def declared(paths):
-    declaration = r"__global__ void(?:\s+__launch_bounds__\([\w:, ]+\))?\s+(\w+)\("
+    declaration = r"__global__ void(?:\s+__launch_bounds__\([\w:, <>]+\))?\s+(\w+)\("
     names = set()
     for path in paths:
         found = re.findall(declaration, path.read_text())

@@ -70,10 +70,10 @@ def test_on_the_host_executor(check):
 
 
 def test_the_executor_notices_what_is_left_out(check):
-    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes; the
-    order of rows and flag in global memory."""
+    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes, a wait for
+    copies; the order of rows and flag in global memory."""
     faults = {
-        "clusters": ("wait", "block", "cluster", "bytes"),
+        "clusters": ("wait", "block", "cluster", "bytes", "copies"),
         "grid": ("wait", "block", "release"),
     }
     for kind, broken in faults.items():

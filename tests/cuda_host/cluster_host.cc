@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <random>
 #include <set>
@@ -22,6 +23,12 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 constexpr int kWarp = 32;
 
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  int bytes;
+};
+
 // ucontext starts a fiber; the compiler's own jumps switch between them without a system call.
 struct Fiber {
   void* jump[5];
@@ -30,7 +37,8 @@ struct Fiber {
   Place place;
   int rank = 0;
   bool started = false, done = false;
-  const void* waits_for = nullptr;  // a barrier or a flag
+  const void* waits_for = nullptr;       // a barrier or a flag
+  std::deque<std::vector<Copy>> copies;  // groups; the last one is open
 };
 
 struct Warp {
@@ -180,6 +188,7 @@ void RunCluster(int first_block) {
     fiber.stack.resize(kStackBytes);
     fiber.started = fiber.done = false;
     fiber.waits_for = nullptr;
+    fiber.copies.assign(1, {});
     fiber.rank = i / cluster.threads;
     fiber.place = {i % cluster.threads, first_block + fiber.rank, 0, cluster.threads,
                    cluster.blocks[fiber.rank].shared};
@@ -329,6 +338,36 @@ void StoreAsync(uintptr_t address, const void* data, int bytes, uintptr_t barrie
   store.to = reinterpret_cast<unsigned char*>(address);
   store.barrier = reinterpret_cast<uint64_t*>(barrier);
   cluster.flying.push_back(store);
+}
+
+void CheckShared(const void* at, int bytes) {
+  const uintptr_t place_in =
+      reinterpret_cast<uintptr_t>(at) - reinterpret_cast<uintptr_t>(place.shared);
+  if (place_in + bytes > cluster.shared_bytes || place_in % bytes != 0) {
+    Die("outside the shared memory of the block, or not aligned");
+  }
+}
+
+void CopyAsync(void* shared, const void* from, int bytes) {
+  CheckShared(shared, bytes);
+  if (reinterpret_cast<uintptr_t>(from) % bytes != 0) Die("a copy that is not aligned");
+  running->copies.back().push_back({shared, from, bytes});
+}
+
+void CommitCopies() { running->copies.push_back({}); }
+
+void WaitForCopies(int left) {
+  if (broken == Broken::kCopyWait) ++left;
+  while (static_cast<int>(running->copies.size()) - 1 > left) {
+    for (const Copy& copy : running->copies.front()) {
+      if (copy.from == nullptr) {
+        std::memset(copy.to, 0, copy.bytes);
+      } else {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
+    }
+    running->copies.pop_front();
+  }
 }
 
 void GridStore(void* to, const void* data, int bytes) {

@@ -8,6 +8,8 @@
 // threads that wait for ever, which ends the program; so do a barrier nobody initialised, a store
 // outside the shared memory of its block and one into a block that has ended.
 //
+// Copies into shared memory land when they are waited for, no sooner.
+//
 // A cooperative launch is one cluster of all blocks. Stores that its blocks exchange through global
 // memory land late too, unless the block that made them releases a flag.
 #pragma once
@@ -23,7 +25,15 @@ void LaunchClusters(int clusters, int cluster_size, int threads, size_t shared_b
                     const std::function<void()>& kernel);
 
 // What to leave out, to see that a test notices.
-enum class Broken { kNothing, kBarrierWait, kSyncBlock, kSyncCluster, kByteCount, kRelease };
+enum class Broken {
+  kNothing,
+  kBarrierWait,
+  kSyncBlock,
+  kSyncCluster,
+  kByteCount,
+  kRelease,
+  kCopyWait
+};
 extern Broken broken;
 
 // Of the fiber that runs now.
@@ -44,6 +54,14 @@ void BarrierInit(uint64_t* barrier, int arrivals);
 void BarrierArriveExpect(uint64_t* barrier, int bytes);
 void BarrierWait(uint64_t* barrier, int parity);
 void StoreAsync(uintptr_t address, const void* data, int bytes, uintptr_t barrier);
+
+// From global into this block's shared memory, or zeros: lands as late as the waits allow.
+void CopyAsync(void* shared, const void* from, int bytes);
+void CommitCopies();
+void WaitForCopies(int left);
+
+// Ends the program unless these bytes, so aligned, are in this block's shared memory.
+void CheckShared(const void* at, int bytes);
 
 // Global memory.
 void GridStore(void* to, const void* data, int bytes);

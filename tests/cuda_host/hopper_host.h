@@ -53,6 +53,8 @@ inline uint32_t Ballot(bool vote) {
 inline void SyncWarp() { (void)Ballot(true); }
 inline int CountBits(uint32_t bits) { return __builtin_popcount(bits); }
 
+inline int Forget(int value) { return value; }
+
 inline float Reciprocal(float x) { return 1 / x; }
 
 // To nearest, ties away from zero; 10 bits of fraction.
@@ -137,6 +139,51 @@ template <int kWords>
 void StoreAsync(SharedAddress address, const uint32_t (&words)[kWords], SharedAddress barrier) {
   cuda_host::StoreAsync(address, words, 4 * kWords, barrier);
 }
+template <int kBytes>
+void CopyAsync(unsigned char* shared, const void* from, bool valid) {
+  if (kBytes == 2) {
+    std::memset(shared, 0, kBytes);
+    if (valid) std::memcpy(shared, from, kBytes);
+  } else {
+    cuda_host::CopyAsync(shared, valid ? from : nullptr, kBytes);
+  }
+}
+inline void CommitCopies() { cuda_host::CommitCopies(); }
+template <int kLeft>
+void WaitForCopies() {
+  cuda_host::WaitForCopies(kLeft);
+}
+
+struct MatrixRows {
+  const unsigned char* row;
+  uint32_t* words;
+};
+template <bool kTransposed>
+void LoadMatricesOfWarp(void* const* lanes) {
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      uint16_t pair[2];
+      for (int part = 0; part < 2; ++part) {
+        const int along = lane % 4 * 2 + part, across = lane / 4;
+        const int row = kTransposed ? along : across, column = kTransposed ? across : along;
+        const auto* const source = static_cast<MatrixRows*>(lanes[matrix * 8 + row]);
+        std::memcpy(&pair[part], source->row + 2 * column, 2);
+      }
+      std::memcpy(&static_cast<MatrixRows*>(lanes[lane])->words[matrix], pair, 4);
+    }
+  }
+}
+inline void LoadMatrices(const unsigned char* row, uint32_t (&words)[4]) {
+  MatrixRows mine = {row, words};
+  cuda_host::CheckShared(row, 16);
+  cuda_host::Collective(&mine, LoadMatricesOfWarp<false>);
+}
+inline void LoadMatricesTransposed(const unsigned char* row, uint32_t (&words)[4]) {
+  MatrixRows mine = {row, words};
+  cuda_host::CheckShared(row, 16);
+  cuda_host::Collective(&mine, LoadMatricesOfWarp<true>);
+}
+
 template <int kWords>
 void GridStore(unsigned char* to, const uint32_t (&words)[kWords]) {
   cuda_host::GridStore(to, words, 4 * kWords);

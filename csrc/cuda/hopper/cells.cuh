@@ -29,8 +29,8 @@ struct BackwardMemory {
   const float* gates;     // (N,4U) of the reserve
   const float* cells;     // (N,U)
   const float* d_output;  // (N,U) arriving at each step's output; or null: zeros
-  float* d_gates;         // (N,4U) of the scratch; may be gates
-  float* h_before;        // (N,U); may be cells
+  void* d_gates;          // (N,4U) Stored, for the products after the recurrence; may be gates
+  void* h_before;         // (N,U) Stored; may be cells
   Exchange exchange;      // of the recurrence over the grid
 };
 
@@ -168,10 +168,13 @@ struct BackwardCell {
     d[3] = arriving * y * (o * (1.0f - o));
     const int64_t n = slot.n;
 #pragma unroll
-    for (int v = 0; v < 4; ++v) memory.d_gates[n * 4 * U + v * U + unit] = d[v];
+    for (int v = 0; v < 4; ++v) {
+      static_cast<Stored*>(memory.d_gates)[n * 4 * U + v * U + unit] = Narrow<Stored>(d[v]);
+    }
     // As in backward.cuh: where the scratch is the reserve, over a c that is done with.
-    if (!slot.fresh) memory.h_before[(n + 1) * U + unit] = o * y;
-    if (slot.left == 1) memory.h_before[n * U + unit] = StateOf<Stored>(p.h0, state);
+    Stored* const h_before = static_cast<Stored*>(memory.h_before) + n * U + unit;
+    if (!slot.fresh) h_before[U] = Narrow<Stored>(o * y);
+    if (slot.left == 1) h_before[0] = Narrow<Stored>(StateOf<Stored>(p.h0, state));
   }
 };
 

@@ -54,6 +54,15 @@ struct Operand<float> {
   }
 };
 
+// Words as they lie in memory, made operands: float32 is rounded to tf32.
+template <typename Stored>
+MASKED_LSTM_DEVICE void RoundWords(uint32_t (&words)[4]) {
+  if constexpr (Operand<Stored>::kPerWord == 1) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = ToTf32(FloatFromBits(words[i]));
+  }
+}
+
 template <typename Stored>
 constexpr int kOperandBytes = 4 / Operand<Stored>::kPerWord;
 // Values of one row in a chunk.

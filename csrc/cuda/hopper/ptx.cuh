@@ -43,6 +43,12 @@ MASKED_LSTM_DEVICE uint32_t Ballot(bool vote) { return __ballot_sync(kAllLanes, 
 MASKED_LSTM_DEVICE void SyncWarp() { __syncwarp(); }
 MASKED_LSTM_DEVICE int CountBits(uint32_t bits) { return __popc(bits); }
 
+// The same value, of which the compiler knows nothing.
+MASKED_LSTM_DEVICE int Forget(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // 1 / x within 1 ulp; infinity for results that would be subnormal.
 MASKED_LSTM_DEVICE float Reciprocal(float x) {
   float result;
@@ -130,6 +136,47 @@ MASKED_LSTM_DEVICE void StoreAsync(SharedAddress address, const uint32_t (&words
       "[%5];" ::"r"(address),
       "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(barrier)
       : "memory");
+}
+
+// From global into shared memory, kBytes (16 or 4) at once, aligned; zeros if not valid. Each
+// thread's copies come in groups, and have come when it has waited for them. 2 bytes are copied at
+// once: other threads see both after the block's barrier.
+template <int kBytes>
+MASKED_LSTM_DEVICE void CopyAsync(unsigned char* shared, const void* from, bool valid) {
+  const int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(AddressOf(shared)),
+                 "l"(from), "r"(bytes)
+                 : "memory");
+  } else if constexpr (kBytes == 4) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(AddressOf(shared)), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+  } else {
+    *reinterpret_cast<uint16_t*>(shared) = valid ? *static_cast<const uint16_t*>(from) : 0;
+  }
+}
+MASKED_LSTM_DEVICE void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most kLeft of the thread's groups are on their way.
+template <int kLeft>
+MASKED_LSTM_DEVICE void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// Four matrices of 8 rows of 16 bytes: lane i says where row i % 8 of matrix i / 8 is, and gets
+// word i % 4 of row i / 4 of each.
+MASKED_LSTM_DEVICE void LoadMatrices(const unsigned char* row, uint32_t (&words)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(AddressOf(row))
+               : "memory");
+}
+// Likewise of the matrices of 8 x 8 values of 16 bits, transposed.
+MASKED_LSTM_DEVICE void LoadMatricesTransposed(const unsigned char* row, uint32_t (&words)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(AddressOf(row))
+               : "memory");
 }
 
 // Memory that blocks of a cooperative launch exchange rows through. A block stores, meets at its

@@ -13,7 +13,27 @@ namespace masked_lstm {
 namespace cuda {
 namespace hopper {
 
-inline int TensorTiles(int64_t values) { return static_cast<int>(CeilDivide(values, kTensorTile)); }
+inline int TensorTiles(int64_t values) {
+  return static_cast<int>(CeilDivide(values, kProductTile));
+}
+
+template <typename Stored>
+MatrixView<Stored, false> RowsOf(const void* values, int64_t pitch) {
+  return {static_cast<const Stored*>(values), static_cast<int>(pitch), nullptr};
+}
+
+// f(the largest number of bytes, as a constant, that may be copied at once from both matrices).
+template <typename Stored, bool kRows, typename F>
+void WithCopyBytes(const MatrixView<Stored, kRows>& left, const MatrixView<Stored, false>& right,
+                   F f) {
+  const int of_left = CopyBytes(left), of_right = CopyBytes(right);
+  const int bytes = of_left < of_right ? of_left : of_right;
+  if (bytes == 16) return f(std::integral_constant<int, 16>());
+  if constexpr (sizeof(Stored) < 4) {
+    if (bytes < 4) return f(std::integral_constant<int, 2>());
+  }
+  f(std::integral_constant<int, 4>());
+}
 
 // Parts that the sum over the compact rows is cut into, so that there are blocks enough for the
 // device; of the shape of the weights alone.
@@ -66,9 +86,12 @@ bool RunForwardCalls(const LstmForward* calls, int count, int64_t max_steps, int
     const HopperForwardLayout layout(recurrence, work.call, max_steps, bad_length, &arena);
     layout.Schedule(&p, max_steps, launch);
     const int rows = TensorTiles(max_steps), columns = TensorTiles(4 * p.units);
-    launch.Clusters(TensorProjectKernel<Stored>, rows * columns, 1, kTensorThreads,
-                    kTensorShared<Stored>, p, layout.schedule, rows, columns,
-                    layout.memory.projection);
+    const auto x = RowsOf<Stored>(p.x, p.input_dim), kernel = RowsOf<Stored>(p.kernel, 4 * p.units);
+    WithCopyBytes(x, kernel, [&](auto bytes) {
+      launch.Clusters(TensorProjectKernel<Stored, decltype(bytes)::value>, rows * columns, 1,
+                      kProductThreads, kProductShared, p, layout.schedule, rows, columns,
+                      layout.memory.projection);
+    });
     launch(PackForwardKernel<Stored>, recurrence.chunks, recurrence.tiles, kLanes, 0, false, p,
            recurrence.chunks, layout.packed);
     recurrence.Clear(layout.memory.exchange, launch);
@@ -96,15 +119,16 @@ struct HopperBackwardLayout : CallLayout {
   HopperBackwardLayout(const Recurrence& recurrence, const LstmBackward& call, int64_t max_steps,
                        int32_t* bad_length, DeviceArena* arena)
       : CallLayout(call.problem, max_steps, 1, bad_length, arena) {
-    const int64_t U = call.problem.units, all_gates = max_steps * 4 * U;
+    const int64_t U = call.problem.units, D = call.problem.input_dim, all_gates = max_steps * 4 * U;
     const BackwardShape& pack = recurrence.pack;
     packed = arena->Take<Words>(int64_t{pack.cluster} * pack.tiles * pack.chunks * 2 * kLanes);
-    d_output = call.d_outputs == nullptr ? nullptr : arena->Take<float>(max_steps * U);
-    const int64_t weight_rows = call.problem.input_dim + 1 > U ? call.problem.input_dim + 1 : U;
-    const int64_t kernel_splits = WeightSplits(call.problem.input_dim + 1, 4 * U);
-    const int64_t splits = WeightSplits(U, 4 * U);
-    partial =
-        arena->Take<float>((splits > kernel_splits ? splits : kernel_splits) * weight_rows * 4 * U);
+    // Taken without d_outputs too: what a workspace is asked for does not know of them.
+    d_output = arena->Take<float>(max_steps * U);
+    if (call.d_outputs == nullptr) d_output = nullptr;
+    const int64_t of_kernel = WeightSplits(D, 4 * U) * D, of_recurrent = WeightSplits(U, 4 * U) * U;
+    int64_t rows = of_kernel > of_recurrent ? of_kernel : of_recurrent;
+    if (rows < kBiasSplits) rows = kBiasSplits;
+    partial = arena->Take<float>(rows * 4 * U);
     float* const scratch = static_cast<float*>(call.scratch);
     const float* const reserve =
         call.reserve == nullptr ? scratch : static_cast<const float*>(call.reserve);
@@ -115,6 +139,9 @@ struct HopperBackwardLayout : CallLayout {
               scratch,
               scratch + all_gates,
               recurrence.Take(arena)};
+    if (call.problem.dtype == DType::kFloat32) return;
+    memory.d_gates = arena->Take<uint16_t>(all_gates);  // half of the scratch's bytes to move
+    memory.h_before = arena->Take<uint16_t>(max_steps * U);
   }
 };
 
@@ -124,30 +151,49 @@ void RunGradientProducts(const LstmBackward& call, const HopperBackwardLayout& l
                          int64_t max_steps, Launcher& launch) {
   constexpr int kThreads = 128;
   const LstmProblem& p = call.problem;
-  const int64_t U = p.units, D = p.input_dim;
-  const float *d_gates = layout.memory.d_gates, *h_before = layout.memory.h_before;
+  const int64_t U = p.units, D = p.input_dim, columns = 4 * U;
+  const Stored* const d_gates = static_cast<const Stored*>(layout.memory.d_gates);
+  const auto gates = RowsOf<Stored>(d_gates, columns);
   if (call.dx != nullptr && D > 0) {
-    const int rows = TensorTiles(max_steps), columns = TensorTiles(D);
-    launch.Clusters(TensorInputGradientsKernel<Stored>, rows * columns, 1, kTensorThreads,
-                    kTensorShared<Stored>, p, layout.schedule, rows, columns, d_gates,
-                    static_cast<Stored*>(call.dx));
+    const int row_tiles = TensorTiles(max_steps), column_tiles = TensorTiles(D);
+    const auto kernel = RowsOf<Stored>(p.kernel, columns);
+    WithCopyBytes(gates, kernel, [&](auto bytes) {
+      launch.Clusters(TensorInputGradientsKernel<Stored, decltype(bytes)::value>,
+                      row_tiles * column_tiles, 1, kProductThreads, kProductShared, p,
+                      layout.schedule, row_tiles, column_tiles, d_gates,
+                      static_cast<Stored*>(call.dx));
+    });
   }
-  const auto weights = [&](int64_t rows, const float* h, void* to, void* last) {
-    const int row_tiles = TensorTiles(rows), column_tiles = TensorTiles(4 * U);
-    const int splits = WeightSplits(rows, 4 * U);
-    launch.Clusters(TensorWeightGradientsKernel<Stored>, row_tiles * column_tiles * splits, 1,
-                    kTensorThreads, kTensorShared<Stored>, p, layout.schedule, row_tiles,
-                    column_tiles, splits, d_gates, h, layout.partial);
-    const int64_t size = rows * 4 * U;
+  const auto sum = [&](int splits, int64_t size, void* to) {
     launch(SumSplitsKernel<Stored>, static_cast<int>(CeilDivide(size, kThreads)), 1, kThreads, 0,
            false, static_cast<const float*>(layout.partial), splits, size,
-           h == nullptr ? D * 4 * U : size, static_cast<Stored*>(to), static_cast<Stored*>(last));
+           static_cast<Stored*>(to));
   };
-  if (call.d_kernel != nullptr || call.d_bias != nullptr) {
-    weights(D + 1, nullptr, call.d_kernel, call.d_bias);
+  const auto weights = [&](const auto& left, int64_t rows, void* to) {
+    const int row_tiles = TensorTiles(rows), column_tiles = TensorTiles(columns);
+    const int splits = WeightSplits(rows, columns);
+    WithCopyBytes(left, gates, [&](auto bytes) {
+      constexpr bool kRows = std::decay_t<decltype(left)>::kGathered;
+      launch.Clusters(TensorWeightGradientsKernel<Stored, kRows, decltype(bytes)::value>,
+                      row_tiles * column_tiles * splits, 1, kProductThreads, kProductShared, p,
+                      layout.schedule, row_tiles, column_tiles, splits, left,
+                      static_cast<int>(rows), d_gates, layout.partial);
+    });
+    sum(splits, rows * columns, to);
+  };
+  if (call.d_kernel != nullptr && D > 0) {
+    const MatrixView<Stored, true> x = {static_cast<const Stored*>(p.x), static_cast<int>(D),
+                                        layout.schedule.x_rows};
+    weights(x, D, call.d_kernel);
   }
   if (call.d_recurrent_kernel != nullptr) {
-    weights(U, h_before, call.d_recurrent_kernel, nullptr);
+    weights(RowsOf<Stored>(layout.memory.h_before, U), U, call.d_recurrent_kernel);
+  }
+  if (call.d_bias != nullptr) {
+    launch(BiasGradientKernel<Stored>, static_cast<int>(CeilDivide(columns, kLanes)), kBiasSplits,
+           kBiasWarps * kLanes, kBiasWarps * kLanes * sizeof(float), false, p, layout.schedule,
+           d_gates, layout.partial);
+    sum(kBiasSplits, columns, call.d_bias);
   }
 }
 
