@@ -6,8 +6,10 @@
 #
 #   bench/gpu_check.sh [FOLDER]      results go to FOLDER (bench/results)
 #
-# The log's last two lines tell what may be added to QUALIFIED and to QUALIFIED_XLA in
-# python/masked_lstm/gpus.py. A step that hangs is ended, and counts as failed.
+# MASKED_LSTM_BUILT=FOLDER: that package is checked, nothing is built; SECONDS_TO_MEASURE=30: for each
+# of the two tables of times (as many as 8 minutes leave). The log's last lines tell what may be added
+# to QUALIFIED and to QUALIFIED_XLA in python/masked_lstm/gpus.py. A step that hangs is ended, and
+# counts as failed.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/bench/results}
@@ -28,39 +30,32 @@ began=$(date +%s)
 unset MASKED_LSTM_CUDA_KERNEL MASKED_LSTM_CHECK_LENGTHS MASKED_LSTM_GPU
 
 build=$root/build/gpu_check
+mkdir -p "$build"
 tensorflow() {  # $1: of TensorFlow, an expression of Python; nothing without it
   TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import tensorflow as tf; print($1)" 2> /dev/null || true
 }
 version=$(tensorflow tf.__version__)
-# Of an earlier run, perhaps with another Python.
-rm -rf "$build/CMakeCache.txt" "$build/masked_lstm"
-cmake -S "$root" -B "$build" -G Ninja -DMASKED_LSTM_CUDA=ON \
-  -DMASKED_LSTM_CUDA_ARCHITECTURES="${MASKED_LSTM_CUDA_ARCHITECTURES:-native}" \
-  -DMASKED_LSTM_OUTPUT_DIR="$build/masked_lstm" -DPython_EXECUTABLE="$(command -v "$python")" \
-  -DMASKED_LSTM_TF_VERSION="$version" \
-  -DMASKED_LSTM_TF_COMPILE_FLAGS="$(tensorflow "';'.join(tf.sysconfig.get_compile_flags())")" \
-  -DMASKED_LSTM_TF_LINK_FLAGS="$(tensorflow "';'.join(tf.sysconfig.get_link_flags())")" \
-  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" > "$stem.build.log" 2>&1 &&
-  cmake --build "$build" >> "$stem.build.log" 2>&1 || { tail -n 40 "$stem.build.log"; exit 1; }
-cp "$root"/python/masked_lstm/*.py "$build/masked_lstm/"
-{
-  echo "TENSORFLOW_VERSION = \"$version\""
-  echo "CUDA_ARCHITECTURES = \"$(cat "$build/cuda_architectures.txt")\""
-  echo "NO_XLA = \"$(cat "$build/no_xla.txt")\""
-} > "$build/masked_lstm/_build_info.py"
-export PYTHONPATH=$build
-
-status=0
-step() {  # $1: seconds it may take, then the command
-  limit=$1
-  shift
-  timeout -k 5 "$limit" "$@" >> "$stem.log" 2>&1 || {
-    code=$?
-    echo "FAILED, $([ $code = 124 ] && echo "ended after $limit s" || echo "exit status $code"): $*" \
-      >> "$stem.log"
-    status=1
-  }
-}
+if [ -n "${MASKED_LSTM_BUILT:-}" ]; then
+  export PYTHONPATH="$(cd "$MASKED_LSTM_BUILT/.." && pwd)"
+else
+  # Of an earlier run, perhaps with another Python.
+  rm -rf "$build/CMakeCache.txt" "$build/masked_lstm"
+  cmake -S "$root" -B "$build" -G Ninja -DMASKED_LSTM_CUDA=ON \
+    -DMASKED_LSTM_CUDA_ARCHITECTURES="${MASKED_LSTM_CUDA_ARCHITECTURES:-native}" \
+    -DMASKED_LSTM_OUTPUT_DIR="$build/masked_lstm" -DPython_EXECUTABLE="$(command -v "$python")" \
+    -DMASKED_LSTM_TF_VERSION="$version" \
+    -DMASKED_LSTM_TF_COMPILE_FLAGS="$(tensorflow "';'.join(tf.sysconfig.get_compile_flags())")" \
+    -DMASKED_LSTM_TF_LINK_FLAGS="$(tensorflow "';'.join(tf.sysconfig.get_link_flags())")" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" > "$stem.build.log" 2>&1 &&
+    cmake --build "$build" >> "$stem.build.log" 2>&1 || { tail -n 40 "$stem.build.log"; exit 1; }
+  cp "$root"/python/masked_lstm/*.py "$build/masked_lstm/"
+  {
+    echo "TENSORFLOW_VERSION = \"$version\""
+    echo "CUDA_ARCHITECTURES = \"$(cat "$build/cuda_architectures.txt")\""
+    echo "NO_XLA = \"$(cat "$build/no_xla.txt")\""
+  } > "$build/masked_lstm/_build_info.py"
+  export PYTHONPATH=$build
+fi
 {
   date
   git -C "$root" rev-parse HEAD || true
@@ -68,30 +63,68 @@ step() {  # $1: seconds it may take, then the command
   nvcc --version | tail -n 1
   echo "built in $(($(date +%s) - began)) s"
 } > "$stem.log" 2>&1
-step 150 "$python" "$root/bench/gpu_check.py" parity
-grep -q "^parity: passed" "$stem.log" || status=1
-xla="not checked"
-if [ -n "$version" ]; then
-  step 75 "$python" "$root/bench/gpu_keras.py"
-  step 100 "$python" "$root/bench/gpu_check_xla.py"
-  case $(grep "^The op compiled by XLA against itself outside:" "$stem.log") in
-    *": passed") xla=passed ;;
-    *": not checked"*) ;;
-    *) xla=FAILED ;;  # also where it ended before it could say so
-  esac
-fi
-tail -n 15 "$stem.log"
-"$root/bench/sanitize.sh" "$stem.log" "$python" "$root/bench/gpu_check.py" short || status=1
-# What is left of 8 minutes, with room for peaks, the last point and charts.
-seconds=$((420 - $(date +%s) + began))
-[ "$seconds" -gt 240 ] && seconds=240
-[ "$seconds" -lt 30 ] && seconds=30
-step $((seconds + 90)) "$python" "$root/bench/run.py" --device cuda --seconds "$seconds" \
-  --out "$stem.csv"
-tail -n 8 "$stem.log"
 capability=$("$python" "$root/bench/gpu_check.py" capability || echo unknown)
-result=$([ $status = 0 ] && echo passed || echo FAILED)
+hopper=$([ "$capability" = 9.0 ] && echo yes || echo no)
+
+step() {  # $1: name, $2: seconds it may take, then the command; what it says: to a file of its own
+  log=$build/$1.log
+  limit=$2
+  shift 2
+  timeout -k 5 "$limit" "$@" > "$log" 2>&1 || {
+    code=$?
+    echo "FAILED, $([ $code = 124 ] && echo "ended after $limit s" || echo "exit status $code"): $*" \
+      >> "$log"
+  }
+}
+told() {  # $1...: names of steps, whose words go to the log, the last of them to the terminal too
+  for step; do
+    { echo "== $step"; cat "$build/$step.log"; } >> "$stem.log"
+    tail -n 8 "$build/$step.log"
+  done
+}
+# These do not disturb each other, but for their times.
+step parity 150 "$python" "$root/bench/gpu_check.py" parity &
+step sanitizers 160 "$root/bench/sanitize.sh" "$python" "$root/bench/gpu_check.py" short &
+steps="parity sanitizers"
+if [ $hopper = yes ]; then
+  step hopper-parity 150 "$python" "$root/bench/hopper_check.py" parity &
+  step hopper-sanitizers 160 "$root/bench/sanitize.sh" "$python" "$root/bench/hopper_check.py" short &
+  steps="$steps hopper-parity hopper-sanitizers"
+fi
+wait
+# shellcheck disable=SC2086
+told $steps
+if [ -n "$version" ]; then
+  step keras 75 "$python" "$root/bench/gpu_keras.py"
+  step xla 100 "$python" "$root/bench/gpu_check_xla.py"
+  told keras xla
+fi
+echo "checked in $(($(date +%s) - began)) s" | tee -a "$stem.log"
+seconds=${SECONDS_TO_MEASURE:-$(((400 - $(date +%s) + began) / 2))}
+[ "$seconds" -ge 20 ] || seconds=20
+step times $((seconds + 90)) "$python" "$root/bench/run.py" --device cuda --seconds "$seconds" \
+  --out "$stem.csv"
+told times
+if [ $hopper = yes ]; then
+  nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -I"$root/csrc" \
+    "$root/bench/hopper_primitives.cu" -o "$build/hopper_primitives" >> "$stem.log" 2>&1
+  step primitives 40 "$build/hopper_primitives"
+  cp "$build/primitives.log" "$stem.primitives.csv"
+  step hopper-times $((seconds + 60)) "$python" "$root/bench/hopper_check.py" bench \
+    --seconds "$seconds" --out "$stem.hopper.csv"
+  told hopper-times
+fi
+xla="not checked"
+case $(grep "^The op compiled by XLA against itself outside:" "$stem.log") in
+  *": passed") xla=passed ;;
+  *": FAILED"*) xla=FAILED ;;
+esac
+result=passed
+grep -q "^parity: passed" "$build/parity.log" || result=FAILED
+! grep -q "FAILED" "$stem.log" || result=FAILED
+echo "kernels: compute capability $capability: $result" | tee -a "$stem.log"
+[ -n "$version" ] || result="not checked, TensorFlow is not installed"
 [ "$xla" != passed ] || xla=$result
 echo "qualification: compute capability $capability: $result" | tee -a "$stem.log"
 echo "qualification inside XLA: compute capability $capability: $xla" | tee -a "$stem.log"
-exit $status
+! grep -q "FAILED" "$stem.log"

@@ -84,7 +84,7 @@ struct LstmProblem {
   Activation activation = Activation::kTanh;
   Activation recurrent_activation = Activation::kSigmoid;
   Isa isa = Isa::kAuto;                          // of a CPU call
-  CudaChoice cuda_choice = CudaChoice::kGroups;  // of a CUDA call
+  CudaChoice cuda_choice = CudaChoice::kHopper;  // of a CUDA call
 
   const void* x = nullptr;                 // (B,T,D) dtype, in
   const void* kernel = nullptr;            // (D,4U) dtype, in

@@ -62,9 +62,3 @@ def test_the_migration_pages_conversion():
     x, h = rng.random(3), rng.random(5)
     expected = np.concatenate([w[g] @ x + r[g] @ h for g in range(4)]) + b.sum(axis=0)
     np.testing.assert_allclose(x @ ours[0] + h @ ours[1] + ours[2], expected)
-
-
-def test_the_floors_are_those_of_the_sources():
-    floors = runpy.run_path(str(ROOT / "bench" / "hopper_floor.py"))["tables"]()
-    page = (ROOT / "docs" / "performance-gpu.md").read_text()
-    assert f"<!-- floors -->\n{floors}<!-- /floors -->" in page, "run bench/hopper_floor.py"

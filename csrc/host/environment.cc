@@ -19,10 +19,10 @@ Status IsaFromEnvironment(Isa* isa) noexcept {
 
 Status CudaChoiceFromEnvironment(CudaChoice* choice) noexcept {
   const char* name = std::getenv("MASKED_LSTM_CUDA_KERNEL");
-  *choice = CudaChoice::kGroups;
-  if (name == nullptr || *name == '\0' || std::strcmp(name, "groups") == 0) return OkStatus();
   *choice = CudaChoice::kHopper;
-  if (std::strcmp(name, "hopper") == 0) return OkStatus();
+  if (name == nullptr || *name == '\0' || std::strcmp(name, "hopper") == 0) return OkStatus();
+  *choice = CudaChoice::kGroups;
+  if (std::strcmp(name, "groups") == 0) return OkStatus();
   *choice = CudaChoice::kHopperTf32;
   if (std::strcmp(name, "hopper-tf32") == 0) return OkStatus();
   *choice = CudaChoice::kHopperGrid;

@@ -10,7 +10,7 @@ namespace masked_lstm {
 Status IsaFromEnvironment(Isa* isa) noexcept;
 
 // The kernel that MASKED_LSTM_CUDA_KERNEL asks for (groups, hopper, hopper-tf32, hopper-grid), or
-// groups. Read at every call. Errors: kInvalidArgument, another name.
+// hopper: where the GPU is one. Read at every call. Errors: kInvalidArgument, another name.
 Status CudaChoiceFromEnvironment(CudaChoice* choice) noexcept;
 
 // Whether MASKED_LSTM_CHECK_LENGTHS asks the CUDA calls to wait for the device and to refuse

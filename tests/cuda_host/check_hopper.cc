@@ -309,12 +309,12 @@ void CheckCrossed(const CaseShape& shape, Mask mask, const How& how) {
 }
 
 // Clusters of two blocks with 8 slots: every mask and option.
-typedef Own<ForwardClusters, ForwardVariant<1, 2, 256, true, 1>, BackwardClusters,
-            BackwardVariant<1, 4, 256, true, 1, 1>>
+typedef Own<ForwardClusters, ForwardVariant<1, 2, 256, 1>, BackwardClusters,
+            BackwardVariant<1, 4, 256, 1, 1>>
     Pair;
 // Of three, with weights in shared memory and up to 32 slots.
-typedef Own<ForwardClusters, ForwardVariant<2, 2, 256, true, 4>, BackwardClusters,
-            BackwardVariant<1, 6, 256, true, 2, 4>>
+typedef Own<ForwardClusters, ForwardVariant<2, 2, 256, 4>, BackwardClusters,
+            BackwardVariant<1, 6, 256, 2, 4>>
     Stored;
 // Groups over the grid of three blocks of two warps, with weights in shared memory.
 typedef Own<ForwardGrid, GridVariant<4, 1, 64, 4>, BackwardGrid, GridVariant<1, 2, 64, 4>> Grid;

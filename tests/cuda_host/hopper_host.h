@@ -2,6 +2,7 @@
 // meeting, tensor cores as chains of multiply-adds in the order of k.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -56,6 +57,7 @@ inline int CountBits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int Forget(int value) { return value; }
 
 inline float Reciprocal(float x) { return 1 / x; }
+inline float Exp2(float x) { return std::exp2(x); }
 
 // To nearest, ties away from zero; 10 bits of fraction.
 inline uint32_t ToTf32(float value) {

@@ -21,13 +21,12 @@ namespace hopper {
 
 constexpr int kTileRows = 16;
 
-template <int kTiles_, int kChunks_, int kThreads_, bool kCluster_, int kCells_, int kMaxSlotTiles_>
+template <int kTiles_, int kChunks_, int kThreads_, int kCells_, int kMaxSlotTiles_>
 struct BackwardVariant {
-  static constexpr int kTiles = kTiles_;       // of each warp in registers
-  static constexpr int kChunks = kChunks_;     // of the depth, at most
-  static constexpr int kThreads = kThreads_;   // at most
-  static constexpr bool kCluster = kCluster_;  // false: one block, no cluster
-  static constexpr int kCells = kCells_;       // units that a thread updates, of each 8 slots
+  static constexpr int kTiles = kTiles_;      // of each warp in registers
+  static constexpr int kChunks = kChunks_;    // of the depth, at most
+  static constexpr int kThreads = kThreads_;  // at most
+  static constexpr int kCells = kCells_;      // units that a thread updates, of each 8 slots
   static constexpr int kMaxSlotTiles = kMaxSlotTiles_;
   static constexpr int kChains = kTiles >= 4 ? 1 : 4 / kTiles;
 };
@@ -35,16 +34,12 @@ struct BackwardVariant {
 // Of operands of 16 bits, and of tf32.
 template <typename Stored>
 struct BackwardVariants {
-  typedef BackwardVariant<1, 16, 256, false, 4, 1> Tiny;
-  typedef BackwardVariant<2, 8, 256, true, 2, 2> Small;
-  typedef BackwardVariant<4, 4, 256, true, 1, 4> Medium;
-  typedef BackwardVariant<2, 6, 384, true, 1, 1> Large;
+  typedef BackwardVariant<4, 4, 256, 1, 4> Medium;
+  typedef BackwardVariant<2, 6, 384, 1, 1> Large;
 };
 template <>
 struct BackwardVariants<float> {
-  typedef BackwardVariant<1, 16, 256, false, 4, 1> Tiny;
-  typedef BackwardVariant<1, 16, 256, true, 2, 2> Small;
-  typedef BackwardVariant<2, 8, 256, true, 1, 2> Medium;
+  typedef BackwardVariant<2, 8, 256, 1, 2> Medium;
 };
 
 struct BackwardShape {
@@ -127,7 +122,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   const LstmProblem& p = call.problem;
   const int U = shape.all_units;
   const int lane = ThreadIndex() % kLanes, warp = ThreadIndex() / kLanes;
-  const int rank = Variant::kCluster ? ClusterRank() : 0;
+  const int rank = ClusterRank();
   const int cluster = BlockIndex() / shape.cluster % shape.clusters;
   const int column = BackwardLanes::ColumnOf(lane);
   const int own_unit = ThreadIndex() / kColumns, unit_stride = BlockSize() / kColumns;
@@ -173,7 +168,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   }
   // The end of a row, past the block's units, is multiplied by zeros.
   ClearRows(d_rows, 2 * kSlots * shape.row_bytes);
-  OpenBarriers<Variant::kCluster>(barriers, message);
+  OpenBarriers(barriers, message);
 
   // What a thread holds of each slot and unit it updates.
   BackwardCell cells[kSlotTiles][kCells];
@@ -213,16 +208,11 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
       const int local = unit - block * shape.units + group;
       const int at = static_cast<int>(buffer * kSlotTiles + j) * tile_parts +
                      (rank * shape.units + local) * kColumns + 2 * member;
-      if (Variant::kCluster) {
-        const SharedAddress there = MapToBlock(AddressOf(shared), block);
-        const uint32_t words[2] = {FloatBits(sum[2 * half]), FloatBits(sum[2 * half + 1])};
-        StoreAsync(there + static_cast<SharedAddress>(reinterpret_cast<unsigned char*>(parts + at) -
-                                                      shared),
-                   words, there + buffer * static_cast<unsigned>(sizeof(uint64_t)));
-      } else {
-        parts[at] = sum[2 * half];
-        parts[at + 1] = sum[2 * half + 1];
-      }
+      const SharedAddress there = MapToBlock(AddressOf(shared), block);
+      const uint32_t words[2] = {FloatBits(sum[2 * half]), FloatBits(sum[2 * half + 1])};
+      StoreAsync(
+          there + static_cast<SharedAddress>(reinterpret_cast<unsigned char*>(parts + at) - shared),
+          words, there + buffer * static_cast<unsigned>(sizeof(uint64_t)));
     }
   };
 
@@ -242,7 +232,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     const bool next_active = walk.Active();
     // What was sent in the step before.
     const unsigned before = step - 1;
-    if (step > 0 && Variant::kCluster) {
+    if (step > 0) {
       BarrierWait(&barriers[before % 2], before / 2 % 2);
       // For what the next step sends: that is after this thread has sent this step's.
       if (ThreadIndex() == 0) BarrierArriveExpect(&barriers[before % 2], message);
@@ -319,7 +309,6 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
       }
     }
     active = next_active;
-    if (!Variant::kCluster) SyncBlock();
   }
 }
 

@@ -71,14 +71,14 @@ struct ForwardCell {
 
   // h of the step; `gates`: the product of h and recurrent_kernel, then the gates.
   MASKED_LSTM_DEVICE float Step(float (&gates)[4]) {
-    gates[0] = Sigmoid(gates[0] + xw[0]);
-    gates[1] = Sigmoid(gates[1] + xw[1]);
-    gates[2] = Tanh(gates[2] + xw[2]);
-    gates[3] = Sigmoid(gates[3] + xw[3]);
+    gates[0] = FastSigmoid(gates[0] + xw[0]);
+    gates[1] = FastSigmoid(gates[1] + xw[1]);
+    gates[2] = FastTanh(gates[2] + xw[2]);
+    gates[3] = FastSigmoid(gates[3] + xw[3]);
     c = MulAdd(gates[1], c, gates[0] * gates[2]);
     return Output(gates);
   }
-  MASKED_LSTM_DEVICE float Output(const float (&gates)[4]) const { return gates[3] * Tanh(c); }
+  MASKED_LSTM_DEVICE float Output(const float (&gates)[4]) const { return gates[3] * FastTanh(c); }
 };
 
 // h0 of the row that begins with the step that `slot` stands at; else zero.
@@ -159,7 +159,7 @@ struct BackwardCell {
       dc = StateOf<Stored>(call.d_c, state);
     }
     const float in = gates[0], f = gates[1], g = gates[2], o = gates[3];
-    const float y = Tanh(c), arriving = dh + dy;
+    const float y = FastTanh(c), arriving = dh + dy;
     const float to_c = MulAdd(arriving * o, 1.0f - y * y, dc);
     dc = to_c * f;
     d[0] = to_c * g * (in * (1.0f - in));

@@ -21,22 +21,19 @@ namespace hopper {
 constexpr int kTileUnits = 4;
 
 // A variant: what must be known when it is compiled.
-template <int kTiles_, int kChunks_, int kThreads_, bool kCluster_, int kMaxSlotTiles_>
+template <int kTiles_, int kChunks_, int kThreads_, int kMaxSlotTiles_>
 struct ForwardVariant {
-  static constexpr int kTiles = kTiles_;       // of each warp
-  static constexpr int kChunks = kChunks_;     // of each tile in registers; even
-  static constexpr int kThreads = kThreads_;   // at most
-  static constexpr bool kCluster = kCluster_;  // false: one block, no cluster
+  static constexpr int kTiles = kTiles_;      // of each warp
+  static constexpr int kChunks = kChunks_;    // of each tile in registers; even
+  static constexpr int kThreads = kThreads_;  // at most
   // 8 slots each; more would not fit the registers.
   static constexpr int kMaxSlotTiles = kMaxSlotTiles_;
   // Independent chains of multiplications, which hide their latency; added up in order.
   static constexpr int kChains = kTiles >= 4 ? 1 : 4 / kTiles;
 };
 
-typedef ForwardVariant<4, 4, 256, false, 1> TinyForward;
-typedef ForwardVariant<2, 8, 256, true, 2> SmallForward;
-typedef ForwardVariant<1, 16, 256, true, 4> MediumForward;
-typedef ForwardVariant<1, 10, 384, true, 2> LargeForward;
+typedef ForwardVariant<1, 16, 256, 4> MediumForward;
+typedef ForwardVariant<1, 10, 384, 2> LargeForward;
 
 // The rest.
 struct ForwardShape {
@@ -107,7 +104,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   const LstmProblem& p = call.problem;
   const int64_t U = p.units;
   const int lane = ThreadIndex() % kLanes, warp = ThreadIndex() / kLanes;
-  const int rank = Variant::kCluster ? ClusterRank() : 0;
+  const int rank = ClusterRank();
   const int cluster = BlockIndex() / shape.cluster % shape.clusters;
   const int column = ForwardLanes::ColumnOf(lane);
   const bool lower = lane < 16;
@@ -145,7 +142,7 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
   }
   // Units past U are never sent but multiplied, by zeros.
   ClearRows(h, 2 * kSlots * shape.row_bytes);
-  OpenBarriers<Variant::kCluster>(barriers, message);
+  OpenBarriers(barriers, message);
 
   // What a lane holds of each slot and unit it updates.
   ForwardCell cells[kSlotTiles][kTiles];
@@ -167,20 +164,14 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     const int slot = static_cast<int>(buffer) * kSlots + j * kColumns + column;
     const int at = static_cast<int>(h - shared) + slot * shape.row_bytes +
                    (first_tile + m) * kTileUnits * kOperandBytes<Stored>;
-    if (Variant::kCluster) {
-      // Each of the four lanes that have these words, to every fourth block.
+    // Each of the four lanes that have these words, to every fourth block.
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int block = lane / 4 % 4 + 4 * i;
-        if (block < shape.cluster) {
-          const SharedAddress there = MapToBlock(AddressOf(shared), block);
-          StoreAsync(there + at, words.word, there + buffer * sizeof(uint64_t));
-        }
+    for (int i = 0; i < 4; ++i) {
+      const int block = lane / 4 % 4 + 4 * i;
+      if (block < shape.cluster) {
+        const SharedAddress there = MapToBlock(AddressOf(shared), block);
+        StoreAsync(there + at, words.word, there + buffer * sizeof(uint64_t));
       }
-    } else if (lane / 4 % 4 == 0) {
-      uint32_t* const to = reinterpret_cast<uint32_t*>(shared + at);
-#pragma unroll
-      for (int i = 0; i < words.kWords; ++i) to[i] = words.word[i];
     }
   };
 
@@ -203,14 +194,10 @@ static __global__ void __launch_bounds__(Variant::kThreads, 1)
     for (int j = 0; j < kSlotTiles; ++j) now[j] = walk[j];
     walk.Advance();
     active = walk.Active();
-    if (Variant::kCluster) {
-      BarrierWait(&barriers[step % 2], step / 2 % 2);
-      // For the step after the next: nobody can send that before this thread sends the next.
-      if (ThreadIndex() == 0) BarrierArriveExpect(&barriers[step % 2], message);
-      SyncWarp();  // the lanes leave the wait one by one, and multiply together
-    } else {
-      SyncBlock();
-    }
+    BarrierWait(&barriers[step % 2], step / 2 % 2);
+    // For the step after the next: nobody can send that before this thread sends the next.
+    if (ThreadIndex() == 0) BarrierArriveExpect(&barriers[step % 2], message);
+    SyncWarp();  // the lanes leave the wait one by one, and multiply together
 #pragma unroll
     for (int j = 0; j < kSlotTiles; ++j) {
       const unsigned char* const rows =

@@ -1,7 +1,6 @@
-// The LSTM by the kernels for Hopper GPUs (compute capability 9.0), where they are asked for. Calls
-// as those of cuda_lstm.h, which hands over to these; only compiled where nvcc compiles for 90a.
-//
-// They have not run on a GPU yet, so nothing chooses them but LstmProblem::cuda_choice.
+// The LSTM by the kernels for Hopper GPUs (compute capability 9.0), where LstmProblem::cuda_choice
+// has them. Calls as those of cuda_lstm.h, which hands over to these; only compiled where nvcc
+// compiles for 90a.
 #pragma once
 
 #include "lstm.h"
@@ -10,7 +9,8 @@ struct CUstream_st;
 
 namespace masked_lstm {
 
-// Which of them takes this call on the current device, if they are asked for: else kGroups. What
+// Which of them takes this call on the current device, or kGroups: of Hopper GPUs, and parts of
+// them, those take none that cannot run a cluster of 16 blocks, which is asked once for each. What
 // the device does not decide follows from choice, units, dtype and options, not from the batch.
 CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept;
 

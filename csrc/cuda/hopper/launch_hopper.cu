@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "cuda/hopper/hopper_lstm.h"
 #include "cuda/hopper/run_hopper.cuh"
@@ -62,8 +63,8 @@ class HopperLauncher : public StreamLauncher {
   Status status(bool fits) const {
     if (fits || error_ != cudaSuccess) return StreamLauncher::status();
     return Error(StatusCode::kUnsupported,
-                 "MASKED_LSTM_CUDA_KERNEL=hopper: expected a GPU that runs a cluster or group of "
-                 "the size planned for these units, got one that cannot");
+                 "MASKED_LSTM_CUDA_KERNEL: expected a GPU that runs a cluster or group of the size "
+                 "planned for these units, got one that cannot; groups runs on any");
   }
 
  private:
@@ -164,6 +165,24 @@ Status Run(const Call* calls, int count, int64_t max_steps, int32_t* bad_length,
   });
 }
 
+// Whether the current device runs the largest cluster of any plan: a part of a GPU may not, nor one
+// with few multiprocessors. `device`: its number.
+bool RunsClusters(int device) {
+  enum : char { kUnknown, kNo, kYes };
+  constexpr int kDevices = 64;
+  static std::atomic<char> known[kDevices];
+  std::atomic<char>* const answer = device < kDevices ? &known[device] : nullptr;
+  if (answer != nullptr && *answer != kUnknown) return *answer == kYes;
+  typedef cuda::hopper::LargeForward Largest;
+  const cuda::hopper::DeviceSizes sizes = cuda::hopper::HopperSizes(0);
+  HopperLauncher launch(nullptr);
+  const bool runs =
+      launch.ResidentClusters(cuda::hopper::ClusterForwardKernel<BFloat16, Largest, 1>,
+                              sizes.max_cluster, Largest::kThreads, sizes.shared_bytes) > 0;
+  if (answer != nullptr && launch.status(true).ok()) *answer = runs ? kYes : kNo;
+  return runs;
+}
+
 }  // namespace
 
 CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept {
@@ -176,6 +195,9 @@ CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept 
       !CudaError(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)).ok() ||
       major != 9 || !CurrentPlan(problem, &plan).ok() ||
       plan.variant == cuda::hopper::Variant::kNone) {
+    return CudaKernel::kGroups;
+  }
+  if (problem.cuda_choice != CudaChoice::kHopperGrid && !RunsClusters(device)) {
     return CudaKernel::kGroups;
   }
   return plan.variant == cuda::hopper::Variant::kGrid ? CudaKernel::kGrid : CudaKernel::kClusters;

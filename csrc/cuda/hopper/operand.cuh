@@ -136,7 +136,12 @@ MASKED_LSTM_DEVICE float ShuffleXorFloat(float value, int mask) {
   return FloatFromBits(ShuffleXor(FloatBits(value), mask));
 }
 
-MASKED_LSTM_DEVICE float Sigmoid(float x) { return Reciprocal(1.0f + Exp(-x)); }
+// Within 1e-6, which is far less than operands are rounded by.
+MASKED_LSTM_DEVICE float FastSigmoid(float x) {
+  constexpr float kLog2E = 1.44269504f;
+  return Reciprocal(1.0f + Exp2(-kLog2E * x));
+}
+MASKED_LSTM_DEVICE float FastTanh(float x) { return MulAdd(2.0f, FastSigmoid(2.0f * x), -1.0f); }
 
 }  // namespace hopper
 }  // namespace cuda

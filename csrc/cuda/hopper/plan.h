@@ -15,7 +15,7 @@ namespace hopper {
 
 // As kernels are compiled; forward_cluster.cuh and backward_cluster.cuh say what each is, kGrid is
 // that of grid_product.cuh.
-enum class Variant { kNone, kTiny, kSmall, kMedium, kLarge, kGrid };
+enum class Variant { kNone, kMedium, kLarge, kGrid };
 
 // What of the device decides.
 struct DeviceSizes {
@@ -68,21 +68,23 @@ inline Plan ChoosePlan(int64_t units, DType dtype, const DeviceSizes& device) {
     Variant variant;
     int cluster;
   };
-  constexpr Rule kSixteenBits[] = {{128, Variant::kTiny, 1},
-                                   {256, Variant::kSmall, 4},
-                                   {384, Variant::kLarge, 8},
-                                   {512, Variant::kMedium, 16},
+  constexpr Rule kSixteenBits[] = {{32, Variant::kMedium, 1},  {64, Variant::kMedium, 2},
+                                   {128, Variant::kMedium, 4}, {256, Variant::kMedium, 8},
+                                   {384, Variant::kLarge, 8},  {512, Variant::kMedium, 16},
                                    {768, Variant::kLarge, 16}};
-  constexpr Rule kTf32[] = {{64, Variant::kTiny, 1},
-                            {128, Variant::kSmall, 2},
-                            {256, Variant::kMedium, 8},
-                            {512, Variant::kMedium, 16},
-                            {0, Variant::kNone, 0}};
-  for (const Rule& rule : dtype == DType::kFloat32 ? kTf32 : kSixteenBits) {
-    if (units <= rule.units && rule.cluster <= device.max_cluster) {
-      return {rule.variant, rule.cluster, 0};
+  constexpr Rule kTf32[] = {{32, Variant::kMedium, 1},   {64, Variant::kMedium, 2},
+                            {128, Variant::kMedium, 4},  {256, Variant::kMedium, 8},
+                            {512, Variant::kMedium, 16}, {0, Variant::kNone, 0}};
+  const auto cluster = [&](const auto& rules) -> Plan {
+    for (const Rule& rule : rules) {
+      if (units <= rule.units && rule.cluster <= device.max_cluster) {
+        return {rule.variant, rule.cluster, 0};
+      }
     }
-  }
+    return {};
+  };
+  const Plan plan = dtype == DType::kFloat32 ? cluster(kTf32) : cluster(kSixteenBits);
+  if (plan.variant != Variant::kNone) return plan;
   return ChooseGrid(units, dtype, device);
 }
 

@@ -56,6 +56,13 @@ MASKED_LSTM_DEVICE float Reciprocal(float x) {
   return result;
 }
 
+// 2^x within 2 ulp.
+MASKED_LSTM_DEVICE float Exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 MASKED_LSTM_DEVICE uint32_t ToTf32(float value) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));

@@ -250,10 +250,6 @@ auto WithRecurrences(int64_t units, const Plan& plan, F f) {
              BackwardClusters<Stored, decltype(backward)>(units, plan));
   };
   switch (plan.variant) {
-    case Variant::kTiny:
-      return clusters(TinyForward(), typename Backward::Tiny());
-    case Variant::kSmall:
-      return clusters(SmallForward(), typename Backward::Small());
     case Variant::kGrid:
       return f(ForwardGrid<Stored, GridForward>(units, plan),
                BackwardGrid<Stored, GridBackward>(units, plan));

@@ -18,20 +18,15 @@ MASKED_LSTM_DEVICE void ClearRows(void* rows, int bytes) {
 
 // All threads: the two barriers of a double buffer, each awaiting a message of so many bytes; what
 // the block has written to its shared memory is ready when this returns.
-template <bool kCluster>
 MASKED_LSTM_DEVICE void OpenBarriers(uint64_t* barriers, int message) {
-  if (kCluster) {
-    if (ThreadIndex() == 0) {
-      BarrierInit(&barriers[0], 1);
-      BarrierInit(&barriers[1], 1);
-      BarrierInitFence();
-      BarrierArriveExpect(&barriers[0], message);
-      BarrierArriveExpect(&barriers[1], message);
-    }
-    SyncCluster();
-  } else {
-    SyncBlock();
+  if (ThreadIndex() == 0) {
+    BarrierInit(&barriers[0], 1);
+    BarrierInit(&barriers[1], 1);
+    BarrierInitFence();
+    BarrierArriveExpect(&barriers[0], message);
+    BarrierArriveExpect(&barriers[1], message);
   }
+  SyncCluster();
 }
 
 // One slot in one step.
