@@ -54,7 +54,7 @@ def test_on_the_host_executor(executor, tmp_path):
         ],
         "tests/cuda_host/check_cuda.cc": checked,
     }
-    core = ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
+    core = ("lstm", "schedule", "cpu/isa", "cpu/choose_slots", "cpu/cpu_lstm")
     objects = compile_all(tmp_path, sources | {f"csrc/{name}.cc": ["-O1"] for name in core})
     program = tmp_path / "check_cuda"
     link = ["c++", "-no-pie", sanitize, *objects, executor, "-o", program]

@@ -39,7 +39,7 @@ def check(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hopper")
     generic = ["-DMASKED_LSTM_ISA_NAMESPACE=generic", "-DMASKED_LSTM_VECTOR_BYTES=16"]
     generic += ["-ffp-contract=off", "-Wno-psabi"]
-    core = ("lstm", "schedule", "cpu/isa", "cpu/cpu_lstm")
+    core = ("lstm", "schedule", "cpu/isa", "cpu/choose_slots", "cpu/cpu_lstm")
     sources = [(ROOT / "csrc" / f"{name}.cc", []) for name in core]
     sources += [(ROOT / "csrc/cpu/kernels.cc", generic)]
     sources += [(HOST / f"{name}.cc", CHECKED) for name in ("cuda_host", "cluster_host")]
@@ -70,8 +70,8 @@ def test_on_the_host_executor(check):
 
 
 def test_the_executor_notices_what_is_left_out(check):
-    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes, a wait for
-    copies; the order of rows and flag in global memory."""
+    """A wait for h or for parts of dh, the barrier of a block, that of a cluster, 8 bytes, a wait
+    for copies; the order of rows and flag in global memory."""
     faults = {
         "clusters": ("wait", "block", "cluster", "bytes", "copies"),
         "grid": ("wait", "block", "release"),

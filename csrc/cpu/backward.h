@@ -70,7 +70,7 @@ class BackwardTeam {
                     4 * p_.units, slots_.d_gates, slots_.active, column, p_.units - column,
                     slots_.dh, saved_tiles_);
     } else {
-      const Stored* factors[kVectorSlots];
+      const Stored* factors[kMaxSlots];
       for (int s = 0; s < slots_.active; ++s) {
         factors[s] = static_cast<const Stored*>(p_.recurrent_factors) + slots_.row[s] * p_.units;
       }

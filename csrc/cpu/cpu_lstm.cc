@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/choose_slots.h"
 #include "cpu/float_mode.h"
 
 namespace masked_lstm {
@@ -38,9 +39,15 @@ constexpr int64_t kSharedBytes = 3 << 20;
 // Multiply-adds of a step from which on another member pays for the meeting at its end.
 constexpr int64_t kMemberMultiplyAdds = 32 << 10;
 
+// Slots of a team. More of them share each part of the weights where it comes from farther away.
+struct SlotLimits {
+  int64_t usual, most;  // where a worker's weights are large; else half of usual, and usual
+};
+constexpr SlotLimits kVectorLimits = {24, kMaxSlots};
+
 // `weights`: bytes read in each step; `panels`: items of a step; `panel_work`: multiply-adds of one
 // panel for one slot. Results depend on none of the choices made here.
-Teams ChooseTeams(const LstmProblem& p, int64_t tile, int64_t most_slots, int workers,
+Teams ChooseTeams(const LstmProblem& p, int64_t tile, const SlotLimits& limits, int workers,
                   int64_t weights, int64_t panels, int64_t panel_work) {
   const int64_t rows = std::max<int64_t>(1, p.batch);
   // So many members that each reads no more than that, but so few teams that each has rows enough
@@ -51,28 +58,43 @@ Teams ChooseTeams(const LstmProblem& p, int64_t tile, int64_t most_slots, int wo
   const int64_t step = panels * panel_work * std::min(share, tile);
   const int64_t members = std::min<int64_t>({CpuLayout::Panels(workers, count), panels, kMaxTeam,
                                              std::max<int64_t>(1, step / kMemberMultiplyAdds)});
-  // More slots share each part of the weights where it comes from farther away.
-  const int64_t most = weights > kSharedBytes * members ? most_slots : most_slots / 2;
   Teams teams = {};
+  teams.large = weights > kSharedBytes * members;
+  const int64_t most = teams.large ? limits.most : std::min(limits.most, limits.usual);
   teams.count = static_cast<int>(count);
   teams.members = static_cast<int>(members);
-  teams.slots = static_cast<int>(std::min(most / tile * tile, CpuLayout::RoundUp(share, tile)));
+  teams.slots = static_cast<int>(std::min(most, CpuLayout::RoundUp(share, tile)));
   teams.help = panels > 1 && panels * panel_work >= 2 * kMemberMultiplyAdds;
   return teams;
 }
 
 // The longest row is as many steps as the call will have: with more slots than all rows keep busy
 // so long, tiles would be full first and empty later. Whole tiles, unless its steps are so
-// few that one more of them would count.
-void UseFewerSlots(const Schedule& schedule, int64_t tile, Teams* teams) {
+// few that one more of them would count. In a call long enough another number is looked for.
+void UseFewerSlots(const Schedule& schedule, const LstmProblem& p, int64_t tile,
+                   const SlotLimits& limits, int vector_bytes, Teams* teams) {
   if (schedule.total == 0) return;
   constexpr int64_t kFewSteps = 4;
+  constexpr double kSearchMultiplyAdds = 50e6;  // takes a hundred times as long as a search
   const int64_t longest = schedule.counts[schedule.order[0]], steps = longest * teams->count;
+  const int64_t most = teams->slots;
+  const int64_t usual = (teams->large ? limits.usual : limits.usual / 2) / tile * tile;
   int64_t needed = CpuLayout::Panels(schedule.total, steps);
   if (longest >= kFewSteps) {
     needed = std::max(tile, (schedule.total / steps + tile / 2) / tile * tile);
   }
-  teams->slots = static_cast<int>(std::min<int64_t>(needed, teams->slots));
+  teams->slots = static_cast<int>(std::min({needed, usual, most}));
+  const double multiply_adds = 4.0 * static_cast<double>(schedule.total) *
+                               static_cast<double>(p.units) *
+                               static_cast<double>(p.input_dim + p.units);
+  if (longest < kFewSteps || limits.most <= limits.usual || multiply_adds < kSearchMultiplyAdds) {
+    return;
+  }
+  // A slot's multiply-adds of one row of a panel take 2 cycles; a row of four vectors comes from
+  // far away at some 12 bytes a cycle.
+  const double read = teams->large ? 4 * vector_bytes / 12.0 / 2 : 0.5;
+  teams->slots = ChooseSlots(schedule, p.batch, teams->count, teams->slots, static_cast<int>(most),
+                             {tile, read});
 }
 
 // Teams with `team_values` values each, workers with `worker_values`. The queues start cleared.
@@ -142,8 +164,10 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   const int64_t tile = bf16 ? kernels.bf16_tile_rows : kernels.tile_rows;
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->teams = ChooseTeams(p, tile, bf16 ? kernels.bf16_slots : kVectorSlots, workers, weights,
-                           panels, layout.forward_panel_size());
+  // Tiles of matrix registers are as large as all slots: no other number of them is looked for.
+  const SlotLimits limits =
+      bf16 ? SlotLimits{kernels.bf16_slots, kernels.bf16_slots} : kVectorLimits;
+  job->teams = ChooseTeams(p, tile, limits, workers, weights, panels, layout.forward_panel_size());
   const bool widened = StoredBytes(p.dtype) != bytes;
   const bool factors = p.input_factors != nullptr || p.recurrent_factors != nullptr;
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
@@ -182,7 +206,7 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   job->rows.size = p.batch;
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
-    UseFewerSlots(job->schedule, tile, &job->teams);
+    UseFewerSlots(job->schedule, p, tile, limits, kernels.vector_bytes, &job->teams);
   }
   return arena.Bytes();
 }
@@ -197,7 +221,7 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   const int64_t bytes = ComputeBytes(p.dtype), recurrent_panels = layout.recurrent_panels();
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->teams = ChooseTeams(p, kernels.tile_rows, kVectorSlots, workers,
+  job->teams = ChooseTeams(p, kernels.tile_rows, kVectorLimits, workers,
                            recurrent_panels * layout.backward_panel_size() * bytes,
                            recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
@@ -224,10 +248,11 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   job->rows.size = p.batch;
   job->batch_rows = job->weight_parts > 1 ? arena.Take<int32_t>(steps * 4) : nullptr;
   job->zeros.size = HasMaskedSteps(p, steps) ? p.batch : 0;
-  job->inputs.size = CpuLayout::Panels(steps, kVectorSlots);
+  job->inputs.size = CpuLayout::Panels(steps, kRowBlock);
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
-    UseFewerSlots(job->schedule, kernels.tile_rows, &job->teams);
+    UseFewerSlots(job->schedule, p, kernels.tile_rows, kVectorLimits, kernels.vector_bytes,
+                  &job->teams);
   }
   return arena.Bytes();
 }

@@ -4,33 +4,63 @@
 // first-level cache, instead of registers. The same chains of multiply-adds as in forward_tile.h.
 #pragma once
 
+#include <type_traits>
+
 #include "forward_tile.h"
 
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
 // sums[s][gate][u] += sum over K rows k of values[s][k] * weights[k - first][gate][u], u < count,
-// whole vectors.
-template <typename T, int K>
+// whole vectors; for S slots.
+template <typename T, int K, int S>
 static MASKED_LSTM_NOINLINE void AddRowsInPlace(const T* weights, int64_t units, int64_t count,
-                                                const T* const* values, int64_t first, int slots,
-                                                T* sums) {
-  for (int s = 0; s < slots; ++s) {
-    Vec<T> value[K];
+                                                const T* const* values, int64_t first, T* sums) {
+  Vec<T> value[S][K];
+#pragma GCC unroll 2
+  for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 8
-    for (int i = 0; i < K; ++i) value[i] = Broadcast<T>(values[s][first + i]);
-    for (int gate = 0; gate < 4; ++gate) {
-      const T* rows = weights + gate * units;
-      for (int64_t u = 0; u < count; u += kWidth<T>, sums += kWidth<T>) {
-        Vec<T> sum = Load(sums);
+    for (int i = 0; i < K; ++i) value[s][i] = Broadcast<T>(values[s][first + i]);
+  }
+  for (int gate = 0; gate < 4; ++gate, weights += units) {
+    for (int64_t u = 0; u < count; u += kWidth<T>, sums += kWidth<T>) {
+      Vec<T> sum[S];
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[s] = Load(sums + s * 4 * count);
 #pragma GCC unroll 8
-        for (int i = 0; i < K; ++i) {
-          sum = MulAdd<T>(value[i], Load(rows + i * 4 * units + u), sum);
-        }
-        Store(sums, sum);
+      for (int i = 0; i < K; ++i) {
+        const Vec<T> weight = Load(weights + i * 4 * units + u);
+#pragma GCC unroll 2
+        for (int s = 0; s < S; ++s) sum[s] = MulAdd<T>(value[s][i], weight, sum[s]);
       }
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) Store(sums + s * 4 * count, sum[s]);
     }
   }
+}
+
+// Rows [k, end) of a matrix, for all slots: two slots share what is loaded of the weights, as many
+// rows at a time as leave registers for it.
+template <typename T>
+static void AddAllRowsInPlace(const T* weights, int64_t units, int64_t count,
+                              const T* const* values, int64_t k, int64_t end, int slots, T* sums) {
+  constexpr int kRows = 8, kRowsOfTwo = sizeof(Vec<T>) == 64 ? 8 : 4;
+  const int64_t row = 4 * units, slot = 4 * count;
+  const auto add = [&](auto rows, int64_t at) {
+    constexpr int K = decltype(rows)::value, K2 = K < kRowsOfTwo ? K : kRowsOfTwo;
+    int s = 0;
+    for (; s + 2 <= slots; s += 2) {
+      for (int i = 0; i < K; i += K2) {
+        AddRowsInPlace<T, K2, 2>(weights + (at + i) * row, units, count, values + s, at + i,
+                                 sums + s * slot);
+      }
+    }
+    if (s < slots) {
+      AddRowsInPlace<T, K, 1>(weights + at * row, units, count, values + s, at, sums + s * slot);
+    }
+  };
+  for (; k + kRows <= end; k += kRows) add(std::integral_constant<int, kRows>(), k);
+  for (; k < end; ++k) add(std::integral_constant<int, 1>(), k);
 }
 
 // One step of all slots for units [unit, unit + count), whole vectors, without factors. `memory`:
@@ -39,17 +69,13 @@ template <typename Stored, typename T = Compute<Stored>>
 static MASKED_LSTM_NOINLINE void ForwardInPlace(const ForwardSlots<T, Stored>& slots,
                                                 const LstmProblem& p, int64_t unit, int64_t count,
                                                 T* memory) {
-  constexpr int W = kWidth<T>, kRows = 8;
+  constexpr int W = kWidth<T>;
   const int64_t U = p.units;
   const int n = slots.active;
   const int64_t size = n * 4 * count;
   T *sums = memory, *before = memory + size, *tile_memory = before + size;
   const auto add_rows = [&](const void* matrix, const T* const* values, int64_t k, int64_t end) {
-    const T* weights = static_cast<const T*>(matrix) + unit;
-    for (; k + kRows <= end; k += kRows) {
-      AddRowsInPlace<T, kRows>(weights + k * 4 * U, U, count, values, k, n, sums);
-    }
-    for (; k < end; ++k) AddRowsInPlace<T, 1>(weights + k * 4 * U, U, count, values, k, n, sums);
+    AddAllRowsInPlace(static_cast<const T*>(matrix) + unit, U, count, values, k, end, n, sums);
   };
   const auto add_before = [&] {
     for (int64_t i = 0; i < size; i += W) Store(sums + i, Load(sums + i) + Load(before + i));

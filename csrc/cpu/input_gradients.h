@@ -115,7 +115,7 @@ template <typename T, typename To, typename Stored>
 static void MultiplyGatesPanel(const T* panel, int64_t units, const T* const* d_gates,
                                const Stored* const* factors, int64_t factor_stride, int64_t rows,
                                int64_t offset, int64_t columns, To* const* to, T* memory) {
-  static_assert(kVectorSlots >= 2 * kTileRows, "memory holds two tiles");
+  static_assert(kRowBlock >= 2 * kTileRows, "memory holds two tiles");
   ForEachTile(rows, [&](int64_t first, auto tag, int64_t, int64_t) {
     MultiplyGatesTile<T, decltype(tag)::value, To, Stored>(panel, units, d_gates + first,
                                                            factors + first, factor_stride, offset,
@@ -131,7 +131,7 @@ class InputGradients {
   InputGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
       : job_(*job), p_(job->call->problem), layout_(layout), saved_tiles_(memory) {}
 
-  // Items: blocks of kVectorSlots compact rows. W^T streams past a block that stays in the cache.
+  // Items: blocks of kRowBlock compact rows. W^T streams past a block that stays in the cache.
   void Run() {
     if (job_.call->dx == nullptr) return;
     for (int64_t item; (item = job_.zeros.Take()) >= 0;) ZeroMaskedSteps(item);
@@ -139,12 +139,12 @@ class InputGradients {
     const T* packed = static_cast<const T*>(job_.packed) +
                       layout_.recurrent_panels() * layout_.backward_panel_size();
     for (int64_t item; (item = job_.inputs.Take()) >= 0;) {
-      const int64_t begin = item * kVectorSlots;
+      const int64_t begin = item * kRowBlock;
       const int64_t left = job_.schedule.total - begin;
-      const int64_t rows = left < kVectorSlots ? left : kVectorSlots;
-      const T* from[kVectorSlots];
-      Stored* to[kVectorSlots];
-      const Stored* factors[kVectorSlots];
+      const int64_t rows = left < kRowBlock ? left : kRowBlock;
+      const T* from[kRowBlock];
+      Stored* to[kRowBlock];
+      const Stored* factors[kRowBlock];
       for (int64_t r = 0; r < rows; ++r) {
         if (p_.input_factors != nullptr) {
           factors[r] = static_cast<const Stored*>(p_.input_factors) +

@@ -60,6 +60,7 @@ struct Teams {
   int count;
   int members;  // of each team, if all start; workers beyond them have no team
   int slots;    // of each team
+  bool large;   // a member's share of the weights comes from beyond its caches in every step
   bool help;    // who has no team, or none left, joins another: pays off where steps are long
   char* memory;
   size_t bytes;  // of one team
@@ -190,7 +191,7 @@ struct CpuLayout {
   MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
   MASKED_LSTM_INLINE int64_t backward_worker(bool staged, int64_t weight_rows) const {
     const int64_t copies = kWeightBlock * weight_rows + (weight_rows + 1) * panel_columns;
-    return saved_tiles(kVectorSlots) + kWeightBlock * panel_columns + (staged ? copies : 0);
+    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns + (staged ? copies : 0);
   }
 
   // Valid steps summed in registers before a weight gradient is added to; part of the result's

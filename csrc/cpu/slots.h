@@ -9,8 +9,8 @@
 
 namespace masked_lstm {
 
-constexpr int kMaxSlots = 32;     // of a team
-constexpr int kVectorSlots = 24;  // of a team whose tiles are vector registers; blocks of rows
+constexpr int kMaxSlots = 32;  // of a team
+constexpr int kRowBlock = 24;  // compact rows that are multiplied together
 // Steps of a slot whose x.W is computed at once, where it is computed ahead.
 constexpr int kProjectedSteps = 12;
 

@@ -22,7 +22,7 @@ class WeightGradients {
         layout_(layout),
         d_gates_(static_cast<const T*>(job->call->scratch)),
         h_before_(d_gates_ + job->schedule.total * 4 * p_.units),
-        panel_(memory + layout.saved_tiles(kVectorSlots)),
+        panel_(memory + layout.saved_tiles(kRowBlock)),
         staged_(panel_ + CpuLayout::kWeightBlock * layout.panel_columns),
         sums_(staged_ + CpuLayout::kWeightBlock * job->weight_rows) {}
 
