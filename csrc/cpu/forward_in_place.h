@@ -1,7 +1,7 @@
 // The forward step with weights where the caller has them, for calls too short to pay for packing.
-// Rows of the matrices lie far apart there, so a tile of few columns would wait for every one of
-// them. Here some rows are gone through from end to end, and the sums stay in memory, in the
-// first-level cache, instead of registers. The same chains of multiply-adds as in forward_tile.h.
+// Rows of the matrices lie far apart there, so a tile of few columns waits for every one of them.
+// Where registers are few, some rows are gone through from end to end instead, and the sums stay in
+// memory, in the first-level cache. The same chains of multiply-adds as in forward_tile.h.
 #pragma once
 
 #include <type_traits>
@@ -39,13 +39,63 @@ static MASKED_LSTM_NOINLINE void AddRowsInPlace(const T* weights, int64_t units,
   }
 }
 
-// Rows [k, end) of a matrix, for all slots: two slots share what is loaded of the weights, as many
-// rows at a time as leave registers for it.
+// As AddRowsInPlace for rows [k, end) of a matrix and V vectors of units, with the sums in
+// registers meanwhile. `row`: values from one row of the matrix to the next.
+template <typename T, int S, int V>
+static MASKED_LSTM_NOINLINE void AddColumnsInPlace(const T* weights, int64_t units, int64_t row,
+                                                   int64_t count, const T* const* values, int64_t k,
+                                                   int64_t end, T* sums) {
+  constexpr int W = kWidth<T>;
+  Vec<T> sum[S][4][V];
+  const auto each = [&](auto f) {
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) {
+#pragma GCC unroll 4
+      for (int gate = 0; gate < 4; ++gate) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) f(sum[s][gate][v], sums + (s * 4 + gate) * count + v * W);
+      }
+    }
+  };
+  each([](Vec<T>& value, const T* at) { value = Load(at); });
+  for (weights += k * row; k < end; ++k, weights += row) {
+    Vec<T> value[S];
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(values[s][k]);
+#pragma GCC unroll 4
+    for (int gate = 0; gate < 4; ++gate) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const Vec<T> weight = Load(weights + gate * units + v * W);
+#pragma GCC unroll 6
+        for (int s = 0; s < S; ++s) sum[s][gate][v] = MulAdd<T>(value[s], weight, sum[s][gate][v]);
+      }
+    }
+  }
+  each([](const Vec<T>& value, T* at) { Store(at, value); });
+}
+
+// Rows [k, end) of a matrix, for all slots. With 16 registers: some rows from end to end, two slots
+// share what is loaded of them. With 32 the sums of a tile of slots fit beside the weights.
 template <typename T>
 static void AddAllRowsInPlace(const T* weights, int64_t units, int64_t count,
                               const T* const* values, int64_t k, int64_t end, int slots, T* sums) {
-  constexpr int kRows = 8, kRowsOfTwo = sizeof(Vec<T>) == 64 ? 8 : 4;
+  constexpr int W = kWidth<T>, kRows = 8, kRowsOfTwo = 4;
   const int64_t row = 4 * units, slot = 4 * count;
+  if constexpr (sizeof(Vec<T>) == 64) {
+    ForEachTile(slots, [&](int64_t first, auto tag, int64_t, int64_t) {
+      constexpr int S = decltype(tag)::value, V = S == 1 ? 4 : S <= 3 ? 2 : 1;
+      T* const to = sums + first * slot;
+      int64_t u = 0;
+      for (; u + V * W <= count; u += V * W) {
+        AddColumnsInPlace<T, S, V>(weights + u, units, row, count, values + first, k, end, to + u);
+      }
+      for (; V > 1 && u < count; u += W) {
+        AddColumnsInPlace<T, S, 1>(weights + u, units, row, count, values + first, k, end, to + u);
+      }
+    });
+    return;
+  }
   const auto add = [&](auto rows, int64_t at) {
     constexpr int K = decltype(rows)::value, K2 = K < kRowsOfTwo ? K : kRowsOfTwo;
     int s = 0;
