@@ -1,7 +1,6 @@
 """The LSTM over arrays on a CUDA device (PyTorch, CuPy); needs no TensorFlow.
 
-Experimental: the kernels have been tested on a CPU only (tests/cuda_host). Letters as in
-masked_lstm.core. Everything runs on the library's current stream; nothing waits for the device,
+What has run on which GPU: docs/gpu.md. Letters as in masked_lstm.core. Everything runs on the library's current stream; nothing waits for the device,
 unless MASKED_LSTM_CHECK_LENGTHS=1 asks for lengths out of range to be reported.
 """
 

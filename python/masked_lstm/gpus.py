@@ -7,7 +7,7 @@ log is committed. Until then Keras' own path is taken there, unless somebody ask
 import os
 
 # Compute capability -> the log of a passing bench/gpu_check.sh, in the repository. Its last lines
-# say what may be added here. Empty: the kernels have never run on a GPU.
+# say what may be added here. Empty: none has passed with TensorFlow's own part (docs/gpu.md).
 QUALIFIED: dict[str, str] = {}
 # The same for calls inside XLA, which a log may leave unchecked; they ask for both.
 QUALIFIED_XLA: dict[str, str] = {}
