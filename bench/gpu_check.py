@@ -225,7 +225,8 @@ def empty() -> str:
     shapes = itertools.product(
         ((3, 0, 2, 5), (0, 3, 2, 5), (2, 3, 0, 5)), ({}, dict(recompute=True))
     )
-    return verdict(all(check(shape, "float32", "holes", more) <= 1 for shape, more in shapes))
+    kinds = itertools.product(("float32", "bfloat16"), shapes)
+    return verdict(all(check(shape, dtype, "holes", more) <= 1 for dtype, (shape, more) in kinds))
 
 
 def wide() -> str:

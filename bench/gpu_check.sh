@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything to know about the CUDA kernels on this machine's GPU, in one command and under 8 minutes:
+# Everything to know about the CUDA kernels on this machine's GPU, in one command and some 8 minutes:
 # builds them, compares them with the specification, PyTorch's cuDNN and (where TensorFlow is
 # installed) Keras' cuDNN, looks for memory errors and races, measures. Needs nvcc, CMake, ninja,
 # pybind11, NumPy and PyTorch for CUDA; TensorFlow, Matplotlib and flashrnn are used where they are.
@@ -84,11 +84,11 @@ told() {  # $1...: names of steps, whose words go to the log, the last of them t
 }
 # These do not disturb each other, but for their times.
 step parity 150 "$python" "$root/bench/gpu_check.py" parity &
-step sanitizers 160 "$root/bench/sanitize.sh" "$python" "$root/bench/gpu_check.py" short &
+step sanitizers 180 "$root/bench/sanitize.sh" "$python" "$root/bench/gpu_check.py" short &
 steps="parity sanitizers"
 if [ $hopper = yes ]; then
   step hopper-parity 150 "$python" "$root/bench/hopper_check.py" parity &
-  step hopper-sanitizers 160 "$root/bench/sanitize.sh" "$python" "$root/bench/hopper_check.py" short &
+  step hopper-sanitizers 180 "$root/bench/sanitize.sh" "$python" "$root/bench/hopper_check.py" short &
   steps="$steps hopper-parity hopper-sanitizers"
 fi
 wait
@@ -106,8 +106,9 @@ step times $((seconds + 90)) "$python" "$root/bench/run.py" --device cuda --seco
   --out "$stem.csv"
 told times
 if [ $hopper = yes ]; then
-  nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -I"$root/csrc" \
-    "$root/bench/hopper_primitives.cu" -o "$build/hopper_primitives" >> "$stem.log" 2>&1
+  step primitives 60 nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a -O3 -I"$root/csrc" \
+    "$root/bench/hopper_primitives.cu" -o "$build/hopper_primitives"
+  told primitives
   step primitives 40 "$build/hopper_primitives"
   cp "$build/primitives.log" "$stem.primitives.csv"
   step hopper-times $((seconds + 60)) "$python" "$root/bench/hopper_check.py" bench \

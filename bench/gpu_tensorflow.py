@@ -244,8 +244,12 @@ def compare(case, expected, way, limits=LIMITS, times=1):
             errors[name] = float("inf") if np.isnan(e) else float(e)
     worst = max(errors, key=errors.get) if errors else "nothing"
     error = errors.get(worst, 0.0)
-    kind = "cuda-" if ON_GPU else "cpu-"
-    right = bool(kernels) and all(k.startswith(kind) for k in kernels)
+    kinds = ("cpu-",)
+    if ON_GPU:
+        asked = os.environ.get(SWITCH, "groups")
+        groups = asked == "groups" or (asked == "hopper" and case.dtype == "float32")
+        kinds = ("cuda-groups-",) if groups else ("cuda-clusters-", "cuda-grid-")
+    right = bool(kernels) and all(k.startswith(kinds) for k in kernels)
     right &= sorted(k.rsplit("-", 1)[1] for k in kernels) == ["backward", "forward"]
     kernel_names = ", ".join(sorted(kernels)) or "NOTHING"
     words = f"error {error:.2g} in {worst}, limit {limits[case.dtype]:.2g}; ran {kernel_names}"

@@ -75,7 +75,7 @@ int ChooseSlots(const Schedule& schedule, int64_t rows, int teams, int usual, in
   double least = kClearly * Run(schedule, rows, teams, usual, costs);
   int best = usual;
   const auto consider = [&](int64_t slots) {
-    if (slots < costs.tile || slots > most) return;
+    if (slots < costs.tile || slots > most || slots == usual) return;
     const double time = Run(schedule, rows, teams, static_cast<int>(slots), costs);
     if (time < least) {
       least = time;
@@ -84,10 +84,12 @@ int ChooseSlots(const Schedule& schedule, int64_t rows, int teams, int usual, in
   };
   // Whole tiles, and what shares the rows out evenly.
   for (int64_t slots = costs.tile; slots <= most; slots += costs.tile) consider(slots);
+  int64_t before = 0;
   for (int64_t turns = 1; turns <= rows; ++turns) {
     const int64_t slots = (rows + turns * teams - 1) / (turns * teams);
     if (slots < costs.tile) break;
-    if (slots % costs.tile != 0) consider(slots);
+    if (slots % costs.tile != 0 && slots != before) consider(slots);
+    before = slots;
   }
   return best;
 }

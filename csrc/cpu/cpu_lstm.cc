@@ -75,7 +75,7 @@ void UseFewerSlots(const Schedule& schedule, const LstmProblem& p, int64_t tile,
                    const SlotLimits& limits, int vector_bytes, Teams* teams) {
   if (schedule.total == 0) return;
   constexpr int64_t kFewSteps = 4;
-  constexpr double kSearchMultiplyAdds = 50e6;  // takes a hundred times as long as a search
+  constexpr double kSearchMultiplyAdds = 4e6;  // for each row: a search takes 1 % of their time
   const int64_t longest = schedule.counts[schedule.order[0]], steps = longest * teams->count;
   const int64_t most = teams->slots;
   const int64_t usual = (teams->large ? limits.usual : limits.usual / 2) / tile * tile;
@@ -87,7 +87,9 @@ void UseFewerSlots(const Schedule& schedule, const LstmProblem& p, int64_t tile,
   const double multiply_adds = 4.0 * static_cast<double>(schedule.total) *
                                static_cast<double>(p.units) *
                                static_cast<double>(p.input_dim + p.units);
-  if (longest < kFewSteps || limits.most <= limits.usual || multiply_adds < kSearchMultiplyAdds) {
+  const double workers = static_cast<double>(teams->count) * teams->members;
+  if (longest < kFewSteps || limits.most <= limits.usual ||
+      multiply_adds < kSearchMultiplyAdds * static_cast<double>(p.batch) * workers) {
     return;
   }
   // A slot's multiply-adds of one row of a panel take 2 cycles; a row of four vectors comes from

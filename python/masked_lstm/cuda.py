@@ -1,7 +1,8 @@
 """The LSTM over arrays on a CUDA device (PyTorch, CuPy); needs no TensorFlow.
 
-What has run on which GPU: docs/gpu.md. Letters as in masked_lstm.core. Everything runs on the library's current stream; nothing waits for the device,
-unless MASKED_LSTM_CHECK_LENGTHS=1 asks for lengths out of range to be reported.
+What has run on which GPU: docs/gpu.md. Letters as in masked_lstm.core. Everything runs on the
+library's current stream; nothing waits for the device, unless MASKED_LSTM_CHECK_LENGTHS=1 asks for
+lengths out of range to be reported.
 """
 
 import inspect

@@ -402,6 +402,7 @@ void CheckEverything() {
   Check<BFloat16>({2, 2, 2, 520}, Mask::kNone, 0, Calls());
   Check<BFloat16>({2, 2, 2, 300}, Mask::kNone, 0, Calls());
   Check<BFloat16>({2, 2, 2, 400}, Mask::kNone, 0, Calls());
+  Check<BFloat16>({3, 2, 0, 17}, Mask::kHoles, 0, Calls());  // no input
   const Calls tf32 = {CudaChoice::kHopperTf32};
   // Products of several tiles and stages, copied 16 bytes at once.
   Check<BFloat16>({10, 20, 264, 40}, Mask::kNone, 0, Calls());

@@ -10,8 +10,9 @@ struct CUstream_st;
 namespace masked_lstm {
 
 // Which of them takes this call on the current device, or kGroups: of Hopper GPUs, and parts of
-// them, those take none that cannot run a cluster of 16 blocks, which is asked once for each. What
-// the device does not decide follows from choice, units, dtype and options, not from the batch.
+// them, those take none that cannot run a cluster of 16 blocks, which is asked until each has
+// answered. What the device does not decide follows from choice, units, dtype and options, not from
+// the batch.
 CudaKernel HopperKernel(const LstmProblem& problem, int64_t max_steps) noexcept;
 
 // Only for calls that one of them takes; workspaces are enough for any device. Reserves are those

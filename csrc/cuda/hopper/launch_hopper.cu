@@ -179,8 +179,9 @@ bool RunsClusters(int device) {
   const bool runs =
       launch.ResidentClusters(cuda::hopper::ClusterForwardKernel<BFloat16, Largest, 1>,
                               sizes.max_cluster, Largest::kThreads, sizes.shared_bytes) > 0;
-  if (answer != nullptr && launch.status(true).ok()) *answer = runs ? kYes : kNo;
-  return runs;
+  const bool answered = launch.status(true).ok();
+  if (answer != nullptr && answered) *answer = runs ? kYes : kNo;
+  return answered && runs;
 }
 
 }  // namespace

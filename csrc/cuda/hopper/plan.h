@@ -43,7 +43,7 @@ inline bool HopperTakes(const LstmProblem& p, int64_t max_steps, bool allow_tf32
   return p.activation == Activation::kTanh && p.recurrent_activation == Activation::kSigmoid &&
          p.input_factors == nullptr && p.recurrent_factors == nullptr &&
          p.dtype != DType::kFloat64 && (p.dtype != DType::kFloat32 || allow_tf32) && p.batch > 0 &&
-         max_steps > 0 && max_steps < INT32_MAX && p.batch < INT32_MAX / 64;
+         max_steps > 0 && max_steps < INT32_MAX - 512 && p.batch < INT32_MAX / 64;
 }
 
 // The whole grid, for any number of units: 64 * U values for each block, of which registers hold
@@ -61,7 +61,7 @@ inline Plan ChooseGrid(int64_t units, DType dtype, const DeviceSizes& device) {
 // Blocks of a cluster: as many as leave each lane one unit of a slot, for the activations of
 // several take longer than the hand-off to more blocks. Measured on an H200
 // (docs/performance-gpu.md): the hand-off within a cluster takes 0.2 to 1.1 us, over the grid 2.5
-// to 4.5 us, so clusters first; at U = 512 and 768 the grid is as fast for 64 rows and not for 16.
+// to 4.5 us, so clusters first; of U = 512 and 768 each is faster for some batches and passes.
 // The kernels of run.cuh read all of recurrent_kernel from the L2 cache in every step: last.
 inline Plan ChoosePlan(int64_t units, DType dtype, const DeviceSizes& device) {
   struct Rule {

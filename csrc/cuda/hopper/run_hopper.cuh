@@ -39,6 +39,7 @@ void WithCopyBytes(const MatrixView<Stored, kRows>& left, const MatrixView<Store
 // device; of the shape of the weights alone.
 inline int WeightSplits(int64_t rows, int64_t columns) {
   constexpr int kBlocks = 264, kMost = 16;  // two for each multiprocessor of an H100
+  if (rows == 0) return 1;
   const int64_t splits = CeilDivide(kBlocks, int64_t{TensorTiles(rows)} * TensorTiles(columns));
   return static_cast<int>(splits < kMost ? splits : kMost);
 }
