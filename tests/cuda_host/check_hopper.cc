@@ -405,8 +405,8 @@ void CheckEverything() {
   Check<BFloat16>({3, 2, 0, 17}, Mask::kHoles, 0, Calls());  // no input
   const Calls tf32 = {CudaChoice::kHopperTf32};
   // Products of several tiles and stages, copied 16 bytes at once.
-  Check<BFloat16>({10, 20, 264, 40}, Mask::kNone, 0, Calls());
-  Check<float>({7, 20, 136, 40}, Mask::kNone, 0, tf32);
+  Check<BFloat16>({9, 17, 200, 36}, Mask::kNone, 0, Calls());
+  Check<float>({7, 19, 104, 36}, Mask::kNone, 0, tf32);
   for (int units : {33, 70, 200, 300}) Check<float>({2, 2, 3, units}, Mask::kNone, 0, tf32);
   for (int options : {int{kBackwards}, int{kBare}}) {
     Check<BFloat16>({9, 4, 3, 41}, Mask::kRagged, options, Grid{kThree});
@@ -493,6 +493,8 @@ int main(int argc, char** argv) {
     Check<BFloat16>({11, 4, 3, 48}, Mask::kHoles, 0, Grid{kThree});
   } else if (argc > 2) {
     Check<BFloat16>({19, 4, 3, 70}, Mask::kHoles, 0, Stored{kThree});
+    Check<BFloat16>({19, 9, 4, 34}, Mask::kNone, 0, Stored{kThree});
+    Check<BFloat16>({19, 9, 4, 18}, Mask::kNone, 0, Pair{kPair});
   } else {
     CheckPlans();
     CheckEverything();
