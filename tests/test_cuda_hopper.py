@@ -99,7 +99,8 @@ def test_nvcc_spills_nothing_for_hopper(tmp_path):
         run.stderr,
     )
     recurrences = r"(Cluster|Grid)(For|Back)wardKernel"
-    assert len([name for name, *_ in report if re.search(recurrences, name)]) >= 59  # 21, 21, 17
+    found = [name for name, *_ in report if re.search(recurrences, name)]
+    assert len(found) >= 41  # 23 over clusters, 18 over the grid
     assert not [name for name, *spilled in report if any(map(int, spilled))]
     cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=triton_tools())
     if cuobjdump is None:
