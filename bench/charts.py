@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 from peers import OURS, TITLES
-from report import Rows, best_peer, by_case, milliseconds, speedup, usual_isa
+from report import Rows, best_peer, by_case, machine_of, machines, milliseconds, speedup
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first
@@ -17,23 +17,24 @@ COLORS = dict(zip(TITLES, f"{PEER_COLORS} #1f4e9c #5b8bd0 #9dbbe6".split(), stri
 
 
 def draw_all(rows: Rows, folder: Path) -> list[Path]:
-    """Draws each chart for which there are rows; the paths written."""
-    isa = usual_isa(rows)
-    rows = [row for row in rows if row["isa"] == isa]
-    most = max(row["threads"] for row in rows)
-    at_most = [row for row in rows if row["threads"] == most]
-    first = at_most[0]
-    where = f"{first['cpu']}, {first['isa']}, {most:.0f} threads, commit {first['commit']}"
+    """Draws each chart for which there are rows, of the machine that has most of them; the paths
+    written."""
     written = []
     for draw in (times, speedups, shares, fractions, scaling):
-        if drawn := draw(rows if draw is scaling else at_most):
-            figure, note = drawn
-            figure.supxlabel(f"{note}\n{where}", fontsize=9)
-            for axis in figure.axes:
-                axis.spines[["top", "right"]].set_visible(False)
-            written.append(folder / f"{draw.__name__}.png")
-            figure.savefig(written[-1], dpi=110)
-            plt.close(figure)
+        for machine in machines(rows):
+            here = [row for row in rows if machine_of(row) == machine]
+            most = max(row["threads"] for row in here)
+            at_most = [row for row in here if row["threads"] == most]
+            if drawn := draw(here if draw is scaling else at_most):
+                figure, note = drawn
+                where = f"{', '.join(machine)}, {most:.0f} threads, commit {at_most[0]['commit']}"
+                figure.supxlabel(f"{note}\n{where}", fontsize=9)
+                for axis in figure.axes:
+                    axis.spines[["top", "right"]].set_visible(False)
+                written.append(folder / f"{draw.__name__}.png")
+                figure.savefig(written[-1], dpi=110)
+                plt.close(figure)
+                break
     return written
 
 

@@ -2,9 +2,10 @@
 
     python bench/report.py [CSV ...] [--out FOLDER] [--readme README.md]
 
-Reads bench/results/*.csv unless told otherwise, writes report.md and the charts into --out
-(bench/results), and with --readme puts the tables of the main cases between the lines
-`<!-- bench -->` and `<!-- /bench -->` of that file. Void measurements are left out and named.
+Reads bench/results/cpu-*.csv unless told otherwise, writes report.md and the charts into --out
+(bench/results), and with --readme puts the tables of the main cases on the machine that most rows
+are of between the lines `<!-- bench -->` and `<!-- /bench -->` of that file. Void measurements are
+left out and named.
 """
 
 from __future__ import annotations
@@ -129,10 +130,14 @@ def conditions(rows: Rows) -> str:
     )
 
 
-def usual_isa(rows: Rows) -> str:
-    """The one most rows were measured with; others were forced."""
-    names = [row["isa"] for row in rows]
-    return max(names, key=names.count)
+def machine_of(row: dict) -> tuple[str, str]:
+    return row["cpu"], row["isa"]
+
+
+def machines(rows: Rows) -> list[tuple[str, str]]:
+    """(CPU, instruction set) of the rows, what most of them are of first."""
+    names = [machine_of(row) for row in rows]
+    return sorted(dict.fromkeys(names), key=names.count, reverse=True)
 
 
 def void_note(void: Rows) -> str:
@@ -141,12 +146,13 @@ def void_note(void: Rows) -> str:
 
 
 def sections(rows: Rows, void: Rows, main_only: bool) -> str:
-    """The Markdown text, one part for each instruction set and thread count."""
+    """The Markdown text, one part for each machine, instruction set and thread count."""
     parts = []
-    for isa, threads in dict.fromkeys((row["isa"], row["threads"]) for row in rows):
-        if main_only and isa != usual_isa(rows):
+    for of, threads in dict.fromkeys((machine_of(row), row["threads"]) for row in rows):
+        if main_only and of != machines(rows)[0]:
             continue
-        here = [row for row in rows if (row["isa"], row["threads"]) == (isa, threads)]
+        isa = of[1]
+        here = [row for row in rows if (machine_of(row), row["threads"]) == (of, threads)]
         parts.append(conditions(here))
         for pass_name, title in (("forward", "Forward"), ("training", "Training step")):
             part = [row for row in here if row["pass"] == pass_name]
@@ -159,7 +165,7 @@ def sections(rows: Rows, void: Rows, main_only: bool) -> str:
             if part := [row for row in part if row["memory_mib"] is not None]:
                 table = peer_table(part, lambda row: f"{row['memory_mib']:.0f}")
                 parts.append(f"{title}, peak memory, MiB:\n\n{table}")
-        if missed := [row for row in void if (row["isa"], row["threads"]) == (isa, threads)]:
+        if missed := [row for row in void if (machine_of(row), row["threads"]) == (of, threads)]:
             parts.append(void_note(missed))
     return "\n".join(parts)
 
@@ -175,17 +181,19 @@ def insert(readme: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("csv", type=Path, nargs="*", help="(bench/results/*.csv)")
+    parser.add_argument("csv", type=Path, nargs="*", help="(bench/results/cpu-*.csv)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path, help="file with the two marker lines")
     parser.add_argument("--include-void", action="store_true", help="show void measurements too")
     options = parser.parse_args(arguments)
-    everything = read(options.csv or sorted(RESULTS.glob("*.csv")))
+    everything = read(options.csv or sorted(RESULTS.glob("cpu-*.csv")))
     void = [row for row in everything if row["void"] and not options.include_void]
     rows = [row for row in everything if not row["void"] or options.include_void]
     if not rows:
         why = (
-            void_note(void) if void else "Expected rows in bench/results/*.csv or a CSV named here."
+            void_note(void)
+            if void
+            else "Expected rows in bench/results/cpu-*.csv or a CSV named here."
         )
         sys.exit(f"error: nothing to report. {why}")
     import charts  # matplotlib, which the tables do without

@@ -144,6 +144,17 @@ def test_csv_and_report(tmp_path, capsys):
     assert "2.50x" in inserted and "stream_1" not in inserted and "old" not in inserted
     assert str(tmp_path / "report.md") in capsys.readouterr().out
 
+    # Rows of another machine are not mixed with these, though cases and threads are the same.
+    elsewhere = tmp_path / "elsewhere.csv"
+    slower = {"cpu": "another CPU", "median_ms": 40.0}
+    rows = [row | slower for row in _rows() if (row["case"], row["peer"]) == ("text", "core")]
+    run.write(elsewhere, rows, Limits)
+    report.main([str(path), str(elsewhere), "--out", str(tmp_path), "--readme", str(readme)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    ours, others = [line for line in lines if line.startswith("| text (")]
+    assert "2.50x" in ours and "40" in others
+    assert readme.read_text() == inserted
+
 
 def test_cuda_without_a_gpu_is_one_sentence():
     command = [sys.executable, str(ROOT / "bench" / "run.py"), "--device", "cuda"]

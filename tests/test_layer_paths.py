@@ -33,7 +33,7 @@ from masked_lstm.layer import _gpu_in_use
         (dict(recurrent_activation="softmax"), "recurrent_activation: .* got 'softmax'"),
         (dict(activation=lambda x: x / 2), "activation: .* got '<lambda>'"),
     ],
-    ids=str,
+    ids=["elu", "softmax", "lambda"],
 )
 def test_settings_that_take_keras_path(settings, reason):
     stock, ours = pair(backend="auto", dtype="float64", seed=0, **settings)

@@ -41,7 +41,8 @@ class Dense(Peer):
         def time_major(array):
             return torch.from_numpy(np.ascontiguousarray(array.swapaxes(0, 1)))
 
-        x, d_outputs = time_major(data.inputs), time_major(data.d_outputs)
+        x = time_major(data.inputs)
+        d_outputs = time_major(data.d_outputs) if pass_name == "training" else None
         state = None
         if case.carry_state:
             state = tuple(torch.from_numpy(array)[None] for array in (data.h0, data.c0))

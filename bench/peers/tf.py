@@ -22,7 +22,7 @@ class TensorFlowPeer(Peer):
             tf.config.threading.set_inter_op_parallelism_threads(threads)
 
     def array(self, value: np.ndarray) -> tf.Tensor:
-        return tf.constant(value.astype(self.dtype))
+        return tf.constant(value.astype(self.dtype, copy=False))
 
     def traced(self, function, *arguments):
         """`function(*arguments)` as a call without arguments, traced once."""
@@ -39,8 +39,10 @@ class TensorFlowPeer(Peer):
                 y = function(x)
             return y, tape.gradient(y, [x, *variables], output_gradients=dy)
 
-        x, dy = self.array(data.inputs), self.array(data.d_outputs)
-        return self.traced(training, x, dy) if pass_name == "training" else self.traced(function, x)
+        x = self.array(data.inputs)
+        if pass_name == "forward":
+            return self.traced(function, x)
+        return self.traced(training, x, self.array(data.d_outputs))
 
 
 class Keras(TensorFlowPeer):

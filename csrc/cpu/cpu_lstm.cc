@@ -32,10 +32,6 @@ CpuLayout LayoutOf(const LstmProblem& p, const CpuKernels& kernels) {
   return {width, 4 * width, p.input_dim, p.units};
 }
 
-// Weights so large that a worker who read all of them in every step would wait for memory: from
-// here on workers share them. Below, steps of its own are cheaper for a worker than steps in
-// company.
-constexpr int64_t kSharedBytes = 3 << 20;
 // Multiply-adds of a step from which on another member pays for the meeting at its end.
 constexpr int64_t kMemberMultiplyAdds = 32 << 10;
 
@@ -50,16 +46,17 @@ constexpr SlotLimits kVectorLimits = {24, kMaxSlots};
 Teams ChooseTeams(const LstmProblem& p, int64_t tile, const SlotLimits& limits, int workers,
                   int64_t weights, int64_t panels, int64_t panel_work) {
   const int64_t rows = std::max<int64_t>(1, p.batch);
-  // So many members that each reads no more than that, but so few teams that each has rows enough
-  // to fill a tile.
-  const int64_t readers = std::min<int64_t>(CpuLayout::Panels(weights, kSharedBytes), workers);
+  // So many members that each reads no more than its caches hold (below, steps of its own are
+  // cheaper for a worker than steps in company), but so few teams that each has rows enough to fill
+  // a tile.
+  const int64_t readers = std::min<int64_t>(CpuLayout::Panels(weights, kFarBytes), workers);
   const int64_t count = std::min(std::max<int64_t>(1, rows / tile), workers / readers);
   const int64_t share = CpuLayout::Panels(rows, count);
   const int64_t step = panels * panel_work * std::min(share, tile);
   const int64_t members = std::min<int64_t>({CpuLayout::Panels(workers, count), panels, kMaxTeam,
                                              std::max<int64_t>(1, step / kMemberMultiplyAdds)});
   Teams teams = {};
-  teams.large = weights > kSharedBytes * members;
+  teams.large = weights > kFarBytes * members;
   const int64_t most = teams.large ? limits.most : std::min(limits.most, limits.usual);
   teams.count = static_cast<int>(count);
   teams.members = static_cast<int>(members);

@@ -215,10 +215,10 @@ class ForwardTeam {
       const T* after =
           part.h_end < U ? from + (part.x_end + part.h_end) * layout_.panel_columns : next;
       ForEachTile(slots_.active, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
-        ForwardTile<Stored, decltype(tag)::value>(slots_, static_cast<int>(first), U, unit, panel,
-                                                  part,
-                                                  saved_tiles_ + first * layout_.panel_columns,
-                                                  ShareOfPanel<T>(after, rows, tile, tiles));
+        ForwardTile<Stored, decltype(tag)::value>(
+            slots_, static_cast<int>(first), U, unit, panel, part,
+            saved_tiles_ + first * layout_.panel_columns,
+            ShareOfPanel<T>(job_.teams.large, after, rows, tile, tiles));
       });
     }
   }

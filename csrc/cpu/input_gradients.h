@@ -39,31 +39,33 @@ static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int
 }
 
 // to[r][offset ...] = d_gates[r] . panel for all `rows` rows. The sum of a row is the sum of block
-// sums of kDepthBlock, in order. `next`: the panel that will be wanted after this one.
+// sums of kDepthBlock, in order. `next`: the panel that will be wanted after this one; fetched
+// where `fetch`.
 template <typename T, int V, typename Stored>
-static void MultiplyPanelOf(const T* panel, const T* next, int64_t depth, const T* const* d_gates,
-                            int64_t rows, int64_t offset, int64_t columns, Stored* const* to,
-                            T* memory) {
+static void MultiplyPanelOf(const T* panel, const T* next, bool fetch, int64_t depth,
+                            const T* const* d_gates, int64_t rows, int64_t offset, int64_t columns,
+                            Stored* const* to, T* memory) {
   for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
     const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
     const T* after = end < depth ? panel + end * kPanelColumns<T> : next;
     ForEachTile(rows, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
       MultiplyTile<T, decltype(tag)::value, V, Stored>(
           panel, begin, end, depth, d_gates + first, offset, columns, to + first,
-          memory + first * kPanelColumns<T>, ShareOfPanel<T>(after, end - begin, tile, tiles));
+          memory + first * kPanelColumns<T>,
+          ShareOfPanel<T>(fetch, after, end - begin, tile, tiles));
     });
   }
 }
 
 template <typename T, typename Stored>
-MASKED_LSTM_INLINE void MultiplyPanel(const T* panel, const T* next, int64_t depth,
+MASKED_LSTM_INLINE void MultiplyPanel(const T* panel, const T* next, bool fetch, int64_t depth,
                                       const T* const* d_gates, int64_t rows, int64_t offset,
                                       int64_t columns, Stored* const* to, T* memory) {
   const auto multiply = columns > 3 * kWidth<T>   ? MultiplyPanelOf<T, 4, Stored>
                         : columns > 2 * kWidth<T> ? MultiplyPanelOf<T, 3, Stored>
                         : columns > kWidth<T>     ? MultiplyPanelOf<T, 2, Stored>
                                                   : MultiplyPanelOf<T, 1, Stored>;
-  multiply(panel, next, depth, d_gates, rows, offset, columns, to, memory);
+  multiply(panel, next, fetch, depth, d_gates, rows, offset, columns, to, memory);
 }
 
 // S rows where every gate's product has factors of its own: to[s] = sum over the gates of (dG of
@@ -138,6 +140,9 @@ class InputGradients {
     const T* d_gates = static_cast<const T*>(job_.call->scratch);
     const T* packed = static_cast<const T*>(job_.packed) +
                       layout_.recurrent_panels() * layout_.backward_panel_size();
+    const bool fetch =
+        layout_.input_panels() * layout_.backward_panel_size() * static_cast<int64_t>(sizeof(T)) >
+        kFarBytes;
     for (int64_t item; (item = job_.inputs.Take()) >= 0;) {
       const int64_t begin = item * kRowBlock;
       const int64_t left = job_.schedule.total - begin;
@@ -163,8 +168,8 @@ class InputGradients {
         }
         const int64_t next = panel + 1 < layout_.input_panels() ? panel + 1 : 0;
         MultiplyPanel(packed + panel * layout_.backward_panel_size(),
-                      packed + next * layout_.backward_panel_size(), 4 * p_.units, from, rows,
-                      column, p_.input_dim - column, to, saved_tiles_);
+                      packed + next * layout_.backward_panel_size(), fetch, 4 * p_.units, from,
+                      rows, column, p_.input_dim - column, to, saved_tiles_);
       }
     }
   }

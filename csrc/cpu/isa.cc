@@ -17,6 +17,8 @@ extern const CpuKernels kKernels;
 namespace avx2 {
 extern const CpuKernels kKernels;
 }
+#endif
+#if defined(MASKED_LSTM_AVX512)
 namespace avx512 {
 extern const CpuKernels kKernels;
 }
@@ -74,6 +76,8 @@ bool IsaSupported(Isa isa) noexcept {
           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
       return has;
     }
+#endif
+#if defined(MASKED_LSTM_AVX512)
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -161,6 +165,8 @@ Status FindCpuKernels(Isa isa, const CpuKernels** kernels) noexcept {
   *kernels = &generic::kKernels;
 #if defined(MASKED_LSTM_X86)
   if (isa == Isa::kAvx2) *kernels = &avx2::kKernels;
+#endif
+#if defined(MASKED_LSTM_AVX512)
   if (isa == Isa::kAvx512) *kernels = &avx512::kKernels;
 #endif
 #if defined(MASKED_LSTM_AVX512_BF16)

@@ -54,6 +54,10 @@ struct alignas(64) WorkQueue {
   }
 };
 
+// Weights of more bytes, read over and over, come from beyond a worker's caches: they are shared,
+// or fetched ahead of their use. Where caches hold them, asking only takes place among the loads.
+constexpr int64_t kFarBytes = 3 << 20;
+
 // How the workers of a call are grouped: worker w is member w / count of team w % count. A team
 // shares slots and takes rows of the batch; its members share the panels of each step.
 struct Teams {

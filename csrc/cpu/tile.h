@@ -34,19 +34,24 @@ constexpr int64_t kDepthBlock = 256;
 struct Ahead {
   const char* from;
   int64_t stride;  // bytes
+
+  MASKED_LSTM_INLINE void Fetch() {
+    __builtin_prefetch(from, 0, 2);
+    from += stride;
+  }
 };
 
 MASKED_LSTM_INLINE Ahead NothingAhead(const void* in_use) {
   return {static_cast<const char*>(in_use), 0};
 }
 
-// Tile `tile` of `tiles` fetches its share of a panel that stands packed at `panel`.
+// Tile `tile` of `tiles` fetches its share of a panel that stands packed at `panel`, where `fetch`.
 template <typename T>
-MASKED_LSTM_INLINE Ahead ShareOfPanel(const void* panel, int64_t rows, int64_t tile,
+MASKED_LSTM_INLINE Ahead ShareOfPanel(bool fetch, const void* panel, int64_t rows, int64_t tile,
                                       int64_t tiles) {
   constexpr int64_t kLines = kPanelColumns<T> * sizeof(T) / 64;
   const int64_t stride = (kLines + tiles - 1) / tiles * 64;
-  if (tile * stride >= kLines * 64) return NothingAhead(panel);
+  if (!fetch || tile * stride >= kLines * 64) return NothingAhead(panel);
   return {static_cast<const char*>(panel) + tile * rows * stride, stride};
 }
 
@@ -107,16 +112,21 @@ struct Tile {
     const T* a[S];
 #pragma GCC unroll 6
     for (int s = 0; s < S; ++s) a[s] = rows[s];
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < length; ++k) {
-      if (S >= 3) {
-        __builtin_prefetch(ahead.from, 0, 2);
-        ahead.from += ahead.stride;
-      }
+    const auto row = [&](int64_t k) {
       Vec<T> value[S];
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(a[s][k]);
       Step(panel + k * kPanelColumns<T>, value);
+    };
+    if (S < 3 || ahead.stride == 0) {
+#pragma GCC unroll 2
+      for (int64_t k = 0; k < length; ++k) row(k);
+      return;
+    }
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < length; ++k) {
+      ahead.Fetch();
+      row(k);
     }
   }
 
@@ -138,19 +148,27 @@ struct Tile {
     }
   }
 
-  // a_s[k] = rows[k][column + s]: the transposed operand of a weight gradient.
+  // a_s[k] = rows[k][column + s]: the transposed operand of a weight gradient. `line_after`: the
+  // next tiles' columns are fetched too.
   MASKED_LSTM_INLINE void AddColumns(const T* panel, const T* const* rows, int64_t column,
-                                     int64_t length, Ahead ahead) {
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < length; ++k) {
-      const T* row = rows[k] + column;
-      __builtin_prefetch(row + 64 / sizeof(T), 0, 3);  // the next tiles' columns
-      __builtin_prefetch(ahead.from, 0, 2);
-      ahead.from += ahead.stride;
+                                     int64_t length, bool line_after, Ahead ahead) {
+    const auto step = [&](int64_t k, const T* row) {
       Vec<T> value[S];
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(row[s]);
       Step(panel + k * kPanelColumns<T>, value);
+    };
+    if (!line_after && ahead.stride == 0) {
+#pragma GCC unroll 2
+      for (int64_t k = 0; k < length; ++k) step(k, rows[k] + column);
+      return;
+    }
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < length; ++k) {
+      const T* row = rows[k] + column;
+      __builtin_prefetch(row + 64 / sizeof(T), 0, 3);
+      ahead.Fetch();
+      step(k, row);
     }
   }
 };

@@ -161,7 +161,8 @@ class WeightGradients {
                                     const T* const* rows, int64_t length, bool store, Ahead ahead) {
     Tile<T, S> tile;
     tile.Clear();
-    tile.AddColumns(panel_, rows, first, length, ahead);
+    constexpr int64_t kLine = 64 / sizeof(T);
+    tile.AddColumns(panel_, rows, first, length, first % kLine < S, ahead);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const int64_t from = v * kWidth<T>;

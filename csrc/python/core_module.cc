@@ -19,7 +19,7 @@
 #include "host/environment.h"
 #include "host/kernel_calls.h"
 #include "lstm.h"
-#include "python/array_pool.h"
+#include "host/block_pool.h"
 #include "python/thread_pool.h"
 
 namespace py = pybind11;

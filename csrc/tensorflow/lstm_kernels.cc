@@ -1,17 +1,16 @@
 // CPU OpKernels: TensorFlow's tensors and threads handed to the core.
 #include <algorithm>
 #include <memory>
-#include <mutex>
 #include <utility>
 
 #include "cpu/isa.h"
 #include "host/environment.h"
-#include "host/huge_pages.h"
 #include "host/kernel_calls.h"
 #include "host/parallel_region.h"
 #include "lstm.h"
 #include "tensorflow/core/lib/core/threadpool.h"
 #include "tensorflow/lstm_op_base.h"
+#include "tensorflow/pooled_allocator.h"
 
 namespace masked_lstm {
 namespace {
@@ -21,12 +20,6 @@ using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
-
-// Of a tensor just allocated.
-void* FreshData(Tensor* tensor) {
-  AdviseHugePages(tensor->data(), tensor->TotalBytes());
-  return tensor->data();
-}
 
 void RunOnPool(void* context, int workers, void (*body)(void*, int), void* argument) {
   auto* pool = static_cast<tensorflow::thread::ThreadPool*>(context);
@@ -44,35 +37,7 @@ Threads ThreadsOf(OpKernelContext* context) {
   return threads;
 }
 
-// The workspace of one call, kept by the op for its next: fresh pages cost more than a small call.
-// Calls that run at once have one each; the larger one is kept.
-class SpareWorkspace {
- public:
-  absl::Status Take(OpKernelContext* context, size_t bytes, Tensor* workspace) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (kept_.TotalBytes() >= bytes) {
-        *workspace = std::move(kept_);
-        kept_ = Tensor();
-        return absl::OkStatus();
-      }
-    }
-    const absl::Status status = context->allocate_temp(
-        tensorflow::DT_UINT8, TensorShape({static_cast<int64_t>(bytes)}), workspace);
-    if (status.ok()) FreshData(workspace);
-    return status;
-  }
-  void GiveBack(Tensor workspace) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (workspace.TotalBytes() > kept_.TotalBytes()) kept_ = std::move(workspace);
-  }
-
- private:
-  std::mutex mutex_;
-  Tensor kept_;
-};
-
-// An op on the CPU: the instruction set, the valid steps, memory used again.
+// An op on the CPU: the instruction set, the valid steps, working memory.
 class CpuLstmOp : public LstmOpBase {
  public:
   using LstmOpBase::LstmOpBase;
@@ -84,7 +49,9 @@ class CpuLstmOp : public LstmOpBase {
     return ToAbsl(CountValidSteps(*p, steps));
   }
 
-  SpareWorkspace spare_;
+  static absl::Status AllocateBytes(int64_t bytes, Tensor* tensor) {
+    return AllocatePooled(tensorflow::DT_UINT8, TensorShape({bytes}), tensor);
+  }
 };
 
 class LstmOp : public CpuLstmOp {
@@ -105,28 +72,28 @@ class LstmOp : public CpuLstmOp {
     Tensor *outputs = nullptr, *h = nullptr, *c = nullptr, *reserve = nullptr, workspace;
     if (write_outputs) {
       OP_REQUIRES_OK(
-          context, context->allocate_output(
-                       0, p.return_sequences ? SequencesShape(context, p, p.units) : StateShape(p),
-                       &outputs));
-      call.outputs = FreshData(outputs);
+          context,
+          AllocatePooledOutput(
+              context, 0, p.return_sequences ? SequencesShape(context, p, p.units) : StateShape(p),
+              &outputs));
+      call.outputs = MutableData(outputs);
     }
     OP_REQUIRES_OK(context, context->allocate_output(1, StateShape(p), &h));
     OP_REQUIRES_OK(context, context->allocate_output(2, StateShape(p), &c));
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(
-                       3, TensorShape({save ? ReserveBytes(p, steps) : int64_t{0}}), &reserve));
+    OP_REQUIRES_OK(
+        context,
+        AllocatePooledOutput(context, 3, TensorShape({save ? ReserveBytes(p, steps) : int64_t{0}}),
+                             &reserve));
     call.h = MutableData(h);
     call.c = MutableData(c);
-    if (save) call.reserve = FreshData(reserve);
+    if (save) call.reserve = MutableData(reserve);
 
     const Threads threads = ThreadsOf(context);
     OP_REQUIRES_OK(context,
                    ToAbsl(LstmForwardWorkspaceBytes(p, threads.workers, &call.workspace_bytes)));
-    OP_REQUIRES_OK(context, spare_.Take(context, call.workspace_bytes, &workspace));
+    OP_REQUIRES_OK(context, AllocateBytes(call.workspace_bytes, &workspace));
     call.workspace = MutableData(&workspace);
-    const Status status = RunLstmForward(call, threads);
-    spare_.GiveBack(std::move(workspace));
-    OP_REQUIRES_OK(context, ToAbsl(status));
+    OP_REQUIRES_OK(context, ToAbsl(RunLstmForward(call, threads)));
     CountCpuCall(ForwardIsa(p), p.dtype, Pass::kForward);
   }
 
@@ -164,8 +131,8 @@ class LstmGradOp : public CpuLstmOp {
       if (!context->output_required(i)) continue;
       Tensor* result = nullptr;
       const TensorShape shape = skip_[i] ? TensorShape({0}) : results[i].shape;
-      OP_REQUIRES_OK(context, context->allocate_output(i, shape, &result));
-      if (!skip_[i]) *results[i].data = FreshData(result);
+      OP_REQUIRES_OK(context, AllocatePooledOutput(context, i, shape, &result));
+      if (!skip_[i]) *results[i].data = MutableData(result);
     }
 
     // The reserve itself is the scratch memory when nobody else holds it.
@@ -176,9 +143,7 @@ class LstmGradOp : public CpuLstmOp {
     if (reused != nullptr) {
       scratch = *reused;
     } else {
-      OP_REQUIRES_OK(context,
-                     context->allocate_temp(tensorflow::DT_UINT8, scratch_shape, &scratch));
-      FreshData(&scratch);
+      OP_REQUIRES_OK(context, AllocatePooled(tensorflow::DT_UINT8, scratch_shape, &scratch));
     }
     call.scratch = MutableData(&scratch);
 
@@ -187,11 +152,9 @@ class LstmGradOp : public CpuLstmOp {
     OP_REQUIRES_OK(context,
                    ToAbsl(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers,
                                                      &call.workspace_bytes)));
-    OP_REQUIRES_OK(context, spare_.Take(context, call.workspace_bytes, &workspace));
+    OP_REQUIRES_OK(context, AllocateBytes(call.workspace_bytes, &workspace));
     call.workspace = MutableData(&workspace);
-    const Status status = RunLstmBackward(call, threads);
-    spare_.GiveBack(std::move(workspace));
-    OP_REQUIRES_OK(context, ToAbsl(status));
+    OP_REQUIRES_OK(context, ToAbsl(RunLstmBackward(call, threads)));
     CountCpuCall(BackwardIsa(p), p.dtype, Pass::kBackward);
   }
 

@@ -1,4 +1,4 @@
-#include "python/array_pool.h"
+#include "host/block_pool.h"
 
 #include <cstdlib>
 #include <iterator>
@@ -12,7 +12,6 @@ namespace masked_lstm {
 namespace {
 
 constexpr size_t kMostKept = size_t{512} << 20;  // bytes; older blocks are freed first
-constexpr size_t kSmallest = 64 << 10;           // below, malloc is as good
 constexpr size_t kPage = 4096;
 
 struct Pool {
@@ -31,7 +30,7 @@ Pool& ThePool() {
 
 Block TakeBlock(size_t bytes) {
   const size_t size = bytes == 0 ? kPage : (bytes + kPage - 1) / kPage * kPage;
-  if (size >= kSmallest) {
+  if (size >= kSmallestPooled) {
     Pool& pool = ThePool();
     std::lock_guard<std::mutex> lock(pool.mutex);
     for (auto block = pool.blocks.begin(); block != pool.blocks.end(); ++block) {
@@ -51,7 +50,7 @@ Block TakeBlock(size_t bytes) {
 
 void ReturnBlock(Block block) noexcept {
   std::list<Block> dropped;
-  if (block.bytes >= kSmallest && block.bytes <= kMostKept) {
+  if (block.bytes >= kSmallestPooled && block.bytes <= kMostKept) {
     Pool& pool = ThePool();
     std::lock_guard<std::mutex> lock(pool.mutex);
     try {

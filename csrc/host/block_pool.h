@@ -1,10 +1,14 @@
-// Memory of the arrays the module returns. Blocks of arrays that were dropped are used again (up to
-// 512 MiB are kept): fresh pages from the system cost more than the arithmetic of a small call.
+// Memory of the results that a binding returns. Blocks of results that were dropped are used again,
+// the latest first (up to 512 MiB are kept): fresh pages from the system cost more than the
+// arithmetic of a small call, and what was used last may still be in a cache.
 #pragma once
 
 #include <cstddef>
 
 namespace masked_lstm {
+
+// Bytes from which on a block is kept; below, malloc is as good.
+constexpr size_t kSmallestPooled = 64 << 10;
 
 struct Block {
   void* memory;
