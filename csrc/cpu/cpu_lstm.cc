@@ -77,6 +77,10 @@ void UseFewerSlots(const Schedule& schedule, const LstmProblem& p, int64_t tile,
   const int64_t most = teams->slots;
   const int64_t usual = (teams->large ? limits.usual : limits.usual / 2) / tile * tile;
   int64_t needed = CpuLayout::Panels(schedule.total, steps);
+  if (schedule.total == longest * p.batch && needed <= std::min(limits.usual, most)) {
+    teams->slots = static_cast<int>(needed);  // rows of one length: none is left for a second turn
+    return;
+  }
   if (longest >= kFewSteps) {
     needed = std::max(tile, (schedule.total / steps + tile / 2) / tile * tile);
   }

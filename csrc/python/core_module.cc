@@ -16,10 +16,10 @@
 #include "cpu/cpu_lstm.h"
 #include "cpu/float_mode.h"
 #include "host/arguments.h"
+#include "host/block_pool.h"
 #include "host/environment.h"
 #include "host/kernel_calls.h"
 #include "lstm.h"
-#include "host/block_pool.h"
 #include "python/thread_pool.h"
 
 namespace py = pybind11;
