@@ -19,7 +19,7 @@ demo: $(VENV)/built $(VENV)/extra-demo  ## Trains a grapheme-to-phoneme model wi
 	$(BIN)/python -m masked_lstm.demo $(ARGS)
 
 test: lint $(VENV)/built $(VENV)/extra-test  ## Lint and all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/extra-test  ## ruff and clang-format, without changing anything
 	$(BIN)/ruff check $(PY_DIRS)

@@ -167,6 +167,11 @@ def sections(rows: Rows, void: Rows, main_only: bool) -> str:
                 parts.append(f"{title}, peak memory, MiB:\n\n{table}")
         if missed := [row for row in void if (machine_of(row), row["threads"]) == (of, threads)]:
             parts.append(void_note(missed))
+    shown = {(machine_of(row), row["threads"]) for row in rows}
+    for of, threads in dict.fromkeys((machine_of(row), row["threads"]) for row in void):
+        if not main_only and (of, threads) not in shown:
+            here = [row for row in void if (machine_of(row), row["threads"]) == (of, threads)]
+            parts.append(f"{', '.join(of)}, {threads:.0f} threads. {void_note(here)}")
     return "\n".join(parts)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from masked_lstm import _build_info
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -70,7 +72,9 @@ def test_core_without_tensorflow(tmp_path):
 def test_no_instruction_set_leaks_into_another():
     """Weak symbols of a file compiled for one instruction set carry its namespace, so the linker
     cannot hand them to another."""
-    builds = sorted((ROOT / "build").glob("cmake-*/CMakeFiles"))
+    # Of the build that is installed; others may be left over.
+    kind = f"tf{_build_info.TENSORFLOW_VERSION}" if _build_info.TENSORFLOW_VERSION else "core"
+    builds = list((ROOT / "build").glob(f"cmake-{sys.implementation.cache_tag}-{kind}/CMakeFiles"))
     if not builds:
         pytest.skip("installed from a wheel: no object files at hand")
     objects = [path for build in builds for path in build.glob("kernels_*.dir/**/*.o")]

@@ -60,16 +60,17 @@ inline absl::Status AllocatePooled(tensorflow::DataType dtype, const tensorflow:
                                       tensorflow::DataTypeString(dtype) + shape.DebugString());
 }
 
-// As OpKernelContext::allocate_output. A small result is malloc's; so is one for which a device
-// that reads the host's memory wants some of its own.
+// As OpKernelContext::allocate_output. A small result is malloc's; so is one that has to stand in
+// memory of a device's or a collective's choice.
 inline absl::Status AllocatePooledOutput(tensorflow::OpKernelContext* context, int index,
                                          const tensorflow::TensorShape& shape,
                                          tensorflow::Tensor** output) {
   const tensorflow::DataType dtype = context->expected_output_dtype(index);
   const auto attributes = context->output_alloc_attr(index);
   const int64_t bytes = shape.num_elements() * tensorflow::DataTypeSize(dtype);
-  if (bytes < static_cast<int64_t>(kSmallestPooled) || attributes.gpu_compatible() ||
-      attributes.nic_compatible()) {
+  const bool elsewhere =
+      attributes.gpu_compatible() || attributes.nic_compatible() || attributes.scope_id > 0;
+  if (elsewhere || bytes < static_cast<int64_t>(kSmallestPooled)) {
     return context->allocate_output(index, shape, output);
   }
   tensorflow::Tensor tensor;
