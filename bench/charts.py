@@ -188,7 +188,10 @@ def scaling(rows: Rows):
     for field in ("timesteps", "batch", "units"):
         part = [row for row in rows if row["group"] == f"scaling_{field}"]
         if part:
-            panels[field] = [row for row in part + text if row["threads"] == most]
+            # Of the case itself the run that is of the same commit, where there is one.
+            commits = {row["commit"] for row in part}
+            known = sorted(text, key=lambda row: row["commit"] not in commits)
+            panels[field] = [row for row in part + known if row["threads"] == most]
     if len({row["threads"] for row in text}) > 1:
         panels["threads"] = text
     if not panels:
@@ -198,7 +201,12 @@ def scaling(rows: Rows):
         for axis, (field, part) in zip(axes[line], panels.items(), strict=True):
             part = [row for row in part if row["pass"] == pass_name]
             for name in (name for name in TITLES if any(row["peer"] == name for row in part)):
-                _line(axis, name, [(r[field], r["gflops"]) for r in part if r["peer"] == name])
+                points = {}
+                for row in part:
+                    if row["peer"] == name:
+                        points.setdefault(row[field], row["gflops"])
+                if len(points) > 1:
+                    _line(axis, name, list(points.items()))
             ticks = sorted({row[field] for row in part})
             axis.set_xscale("log", base=2)
             axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], fontsize=8)
