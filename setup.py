@@ -63,8 +63,7 @@ def nvcc_of_pypi():
 def chosen_options():
     """CMake's, from the environment; and nvcc, where CMake would not find it: a toolkit on PATH or
     named by CUDACXX comes before PyPI's."""
-    names = ("AVX512", "CUDA", "CUDA_ARCHITECTURES", "XLA")
-    names = [f"MASKED_LSTM_{name}" for name in names]
+    names = [f"MASKED_LSTM_{name}" for name in ("AVX512", "CUDA", "CUDA_ARCHITECTURES", "XLA")]
     options = [f"-D{name}={os.environ[name]}" for name in names if name in os.environ]
     if "CUDACXX" in os.environ or shutil.which("nvcc"):
         return options
