@@ -1,6 +1,7 @@
 #include "cpu/cpu_lstm.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu/choose_slots.h"
 #include "cpu/float_mode.h"
@@ -214,9 +215,36 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   return arena.Bytes();
 }
 
-// Rows of a piece of weight gradients whose x or h is copied: the copies are to stay in the second
-// level of the cache.
-constexpr int64_t kStagedWeightRows = 512;
+// Rows and columns of a piece of weight gradients: what is copied for it, twice, stays in the
+// second level of the cache.
+constexpr int64_t kFewestWeightRows = 32, kMostWeightRows = 256, kMostWeightColumns = 128;
+
+// Pieces of the weight gradients: large, since a piece of r rows and c columns copies 1/r + 1/c
+// values for each multiply-add, but enough of them that workers finish together.
+void PlanPieces(const LstmProblem& p, const CpuLayout& layout, int workers, BackwardJob* job) {
+  job->weight_parts = p.input_factors != nullptr || p.recurrent_factors != nullptr ? 4 : 1;
+  const int64_t panels = CpuLayout::Panels(4 * p.units / job->weight_parts, layout.panel_columns);
+  const int64_t enough = workers == 1 ? 1 : 3 * workers;
+  const int64_t longest = std::max(p.input_dim, p.units);
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t columns = kMostWeightColumns; columns >= layout.panel_columns; columns /= 2) {
+    const int64_t together = std::min(panels, columns / layout.panel_columns);
+    for (int64_t most = kMostWeightRows; most >= kFewestWeightRows; most -= 32) {
+      const int64_t even = CpuLayout::Panels(longest, CpuLayout::Panels(longest, most));
+      const int64_t rows = CpuLayout::RoundUp(even, 16);  // whole lines
+      const int64_t pieces =
+          job->weight_parts * CpuLayout::Panels(panels, together) *
+          (CpuLayout::Panels(p.input_dim, rows) + CpuLayout::Panels(p.units, rows));
+      // Without enough pieces: what gives most of them.
+      const double cost = pieces >= enough ? 1.0 / rows + 1.0 / columns : 1.0 + 1.0 / pieces;
+      if (cost >= least) continue;
+      least = cost;
+      job->weight_panels = together;
+      job->weight_rows = rows;
+      job->weights.size = pieces;
+    }
+  }
+}
 
 size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const CpuKernels& kernels,
                       int workers, void* workspace, BackwardJob* job) {
@@ -229,24 +257,11 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
                            recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
   job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
-  // Pieces small enough that workers finish together, large enough that packing dG stays cheap.
-  job->weight_parts = p.input_factors != nullptr || p.recurrent_factors != nullptr ? 4 : 1;
-  const int64_t panels =
-      job->weight_parts * CpuLayout::Panels(4 * p.units / job->weight_parts, layout.panel_columns);
-  const int64_t pieces = CpuLayout::Panels(4 * workers, panels);
-  job->weight_rows = std::max<int64_t>(
-      48, CpuLayout::RoundUp((p.input_dim + p.units) / pieces + 1, kernels.tile_rows));
-  const bool staged = StoredBytes(p.dtype) != bytes || job->weight_parts > 1;
-  if (staged) {
-    const int64_t most = std::max(p.input_dim, p.units);
-    const int64_t even = CpuLayout::Panels(most, CpuLayout::Panels(most, kStagedWeightRows));
-    job->weight_rows = std::min(job->weight_rows, CpuLayout::RoundUp(even, kernels.tile_rows));
-  }
-  job->weights.size = panels * (CpuLayout::Panels(p.input_dim, job->weight_rows) +
-                                CpuLayout::Panels(p.units, job->weight_rows));
-  LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
-                                    layout.backward_worker(staged, job->weight_rows), bytes,
-                                    recurrent_panels, workspace != nullptr, &job->teams);
+  PlanPieces(p, layout, workers, job);
+  LayOutTeams<BackwardSlots<float>>(
+      &arena, workers, layout.backward_team(job->teams.slots),
+      layout.backward_worker(job->weight_rows, job->weight_panels, StoredBytes(p.dtype) != bytes),
+      bytes, recurrent_panels, workspace != nullptr, &job->teams);
   job->x_rows = arena.Take<int64_t>(steps * 8);
   job->rows.size = p.batch;
   job->batch_rows = job->weight_parts > 1 ? arena.Take<int32_t>(steps * 4) : nullptr;

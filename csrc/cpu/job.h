@@ -103,11 +103,12 @@ struct BackwardJob {
   Schedule schedule;
   WorkQueue pack;
   WorkQueue rows;
-  WorkQueue zeros;       // rows of the batch, for dx at masked steps
-  WorkQueue inputs;      // blocks of compact rows of dx
-  WorkQueue weights;     // pieces of the weight gradients
-  int64_t weight_rows;   // rows of d_kernel or d_recurrent_kernel in one piece
-  int64_t weight_parts;  // 4: their gates apart; 1: their columns as one
+  WorkQueue zeros;        // rows of the batch, for dx at masked steps
+  WorkQueue inputs;       // blocks of compact rows of dx
+  WorkQueue weights;      // pieces of the weight gradients
+  int64_t weight_rows;    // rows of d_kernel or d_recurrent_kernel in one piece
+  int64_t weight_panels;  // panels of their columns in one piece
+  int64_t weight_parts;   // 4: their gates apart; 1: their columns as one
   void* packed;
   int64_t* x_rows;      // (N) of each compact row: its row of x, b*T+t
   int32_t* batch_rows;  // (N) ... b; null where nobody asks
@@ -190,13 +191,18 @@ struct CpuLayout {
     return slots * (slot_stride() + bf16_stride(units) + bf16_stride(input_dim) / 2) + 3 * kApart;
   }
   MASKED_LSTM_INLINE int64_t backward_team(int slots) const { return 2 * slots * slot_stride(); }
-  // One worker's: tiles between two parts of a panel, a block of dG; a block of x or h, where they
-  // are copied, and the sums of a piece of `weight_rows`, where results are half precision.
   MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
-  MASKED_LSTM_INLINE int64_t backward_worker(bool staged, int64_t weight_rows) const {
-    const int64_t copies = kWeightBlock * weight_rows + (weight_rows + 1) * panel_columns;
-    return saved_tiles(kMaxSlots) + kWeightBlock * panel_columns + (staged ? copies : 0);
+  // One worker's: tiles between two parts of a panel, two blocks of dG and of x or h, and the sums
+  // of a piece of weight gradients, where results are half precision.
+  MASKED_LSTM_INLINE int64_t backward_worker(int64_t weight_rows, int64_t weight_panels,
+                                             bool sums) const {
+    const int64_t columns = weight_panels * panel_columns;
+    return saved_tiles(kMaxSlots) + 2 * kWeightBlock * (columns + copied_stride(weight_rows)) +
+           (sums ? (weight_rows + 1) * columns : 0);
   }
+  // Between rows of a block of x or h: an odd number of lines, so that one column of them meets all
+  // sets of L1.
+  MASKED_LSTM_INLINE static int64_t copied_stride(int64_t rows) { return RoundUp(rows, 32) + 16; }
 
   // Valid steps summed in registers before a weight gradient is added to; part of the result's
   // definition (the order of summation), so it must not depend on the threads.

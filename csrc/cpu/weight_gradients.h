@@ -1,6 +1,6 @@
 // d_kernel = X^T dG, d_recurrent_kernel = H^T dG, d_bias = column sums of dG, over the N compact
-// rows. A piece is a panel of columns times some rows of one of the matrices; each of its values is
-// the sum of block sums of kWeightBlock steps, in order: the same bits on any number of threads.
+// rows. A piece is some columns times some rows of one of the matrices; each of its values is the
+// sum of block sums of kWeightBlock steps, in order: the same bits on any number of threads.
 #pragma once
 
 #include "job.h"
@@ -13,6 +13,7 @@ namespace MASKED_LSTM_ISA_NAMESPACE {
 template <typename Stored>
 class WeightGradients {
   using T = Compute<Stored>;
+  static constexpr int64_t kBlock = CpuLayout::kWeightBlock;
 
  public:
   WeightGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
@@ -22,165 +23,189 @@ class WeightGradients {
         layout_(layout),
         d_gates_(static_cast<const T*>(job->call->scratch)),
         h_before_(d_gates_ + job->schedule.total * 4 * p_.units),
-        panel_(memory + layout.saved_tiles(kRowBlock)),
-        staged_(panel_ + CpuLayout::kWeightBlock * layout.panel_columns),
-        sums_(staged_ + CpuLayout::kWeightBlock * job->weight_rows) {}
+        most_columns_(job->weight_panels * layout.panel_columns),
+        stride_(CpuLayout::copied_stride(job->weight_rows)) {
+    T* at = memory + layout.saved_tiles(kRowBlock);
+    for (Block& block : blocks_) {
+      block = {at, at + kBlock * most_columns_};
+      at = block.left + kBlock * stride_;
+    }
+    sums_ = at;
+  }
 
-  // Pieces of a call: per panel, those of kernel, then those of recurrent_kernel. With factors,
-  // which differ from gate to gate, no panel reaches from one gate into the next.
+  // Pieces of a call: per group of panels, those of kernel, then those of recurrent_kernel. With
+  // factors, which differ from gate to gate, no group reaches from one gate into the next.
   void Run() {
     const int64_t of_kernel = CpuLayout::Panels(p_.input_dim, job_.weight_rows);
-    const int64_t per_panel = of_kernel + CpuLayout::Panels(p_.units, job_.weight_rows);
+    const int64_t per_group = of_kernel + CpuLayout::Panels(p_.units, job_.weight_rows);
     const int64_t width = 4 * p_.units / job_.weight_parts;
-    const int64_t panels = CpuLayout::Panels(width, layout_.panel_columns);
+    const int64_t groups = CpuLayout::Panels(width, most_columns_);
     for (int64_t item; (item = job_.weights.Take()) >= 0;) {
-      const int64_t panel = item / per_panel, piece = item % per_panel, part = panel / panels;
-      const int64_t from = panel % panels * layout_.panel_columns;
-      const Columns columns = {part, part * width + from, width - from};
-      const bool with_bias = piece == 0 && call_.d_bias != nullptr;
-      if (piece < of_kernel) {
-        Piece(static_cast<Stored*>(call_.d_kernel), p_.input_dim, piece * job_.weight_rows, columns,
-              true, with_bias);
-      } else {
-        Piece(static_cast<Stored*>(call_.d_recurrent_kernel), p_.units,
-              (piece - of_kernel) * job_.weight_rows, columns, false, with_bias);
-      }
+      const int64_t group = item / per_group, piece = item % per_group;
+      Operands of = {};
+      of.gate = group / groups;
+      const int64_t from = group % groups * most_columns_;
+      of.column = of.gate * width + from;
+      of.columns = width - from < most_columns_ ? width - from : most_columns_;
+      of.left_is_x = piece < of_kernel;
+      of.row = (of.left_is_x ? piece : piece - of_kernel) * job_.weight_rows;
+      const int64_t height = of.left_is_x ? p_.input_dim : p_.units;
+      of.rows = height - of.row < job_.weight_rows ? height - of.row : job_.weight_rows;
+      void* const result = of.left_is_x ? call_.d_kernel : call_.d_recurrent_kernel;
+      void* const bias = piece == 0 ? call_.d_bias : nullptr;
+      Piece(of, static_cast<Stored*>(result), static_cast<Stored*>(bias));
     }
   }
 
  private:
-  // Of a piece: a panel's, from `first` on.
-  struct Columns {
-    int64_t gate;  // where there are factors
-    int64_t first;
-    int64_t lanes;  // up to the end of the matrix or gate
+  // What is multiplied: columns of x or h, the rows of the result, with columns of dG.
+  struct Operands {
+    int64_t gate;  // where x or h have factors of their own for each
+    int64_t row, rows;
+    int64_t column, columns;
+    bool left_is_x;
   };
 
-  // Where a piece's sums stand.
-  struct Sums {
-    T* rows;
-    T* bias;
-    int64_t stride;  // between rows
+  // A block of steps as tiles read it, or its rows from some step on. It is copied: steps' rows are
+  // powers of two apart, or nearly, and would meet in a few sets of L1.
+  struct Block {
+    T* d_gates;  // (weight_panels, kBlock, 4*width)
+    T* left;     // (kBlock, stride_) of x or h
   };
 
-  // Rows [row, row + weight_rows) of `result`.
-  void Piece(Stored* result, int64_t height, int64_t row, const Columns& columns, bool left_is_x,
-             bool with_bias) {
-    if (result == nullptr && !with_bias) return;
-    const int64_t count = row + job_.weight_rows < height ? job_.weight_rows : height - row;
-    const int64_t column = columns.first, lanes = columns.lanes;
+  // A block that is copied little by little between tiles, so that memory is not waited for.
+  struct NextBlock {
+    Block block;
+    int64_t begin, length;  // compact rows
+    int64_t copied;
+  };
+
+  // `result` and `bias`: of the whole call, or null.
+  void Piece(Operands of, Stored* result, Stored* bias) {
+    if (result == nullptr && bias == nullptr) return;
+    if (result == nullptr) of.rows = 0;
     // Sums of a half-precision result stand in memory of the worker's own until they are complete.
-    Sums sums = {sums_, sums_ + count * layout_.panel_columns, layout_.panel_columns};
+    T *sums = sums_, *bias_sums = sums_ + of.rows * of.columns;
+    int64_t stride = of.columns;
     if constexpr (!kWidened<Stored>) {
-      T* const rows = result == nullptr ? nullptr : result + row * 4 * p_.units + column;
-      T* const bias = with_bias ? static_cast<T*>(call_.d_bias) + column : nullptr;
-      sums = {rows, bias, 4 * p_.units};
+      if (result != nullptr) sums = result + of.row * 4 * p_.units + of.column;
+      if (bias != nullptr) bias_sums = bias + of.column;
+      stride = 4 * p_.units;
     }
     const int64_t total = job_.schedule.total;
+    const int64_t panels = CpuLayout::Panels(of.columns, layout_.panel_columns);
+    NextBlock next = {blocks_[0], 0, total < kBlock ? total : kBlock, 0};
+    Block spare = blocks_[1];
+    CopyShare(of, &next, 1, 1);
     // The first block stores, the others add; without any valid step the sums are zeros.
-    for (int64_t begin = 0; begin == 0 || begin < total; begin += CpuLayout::kWeightBlock) {
-      const int64_t length =
-          total - begin < CpuLayout::kWeightBlock ? total - begin : CpuLayout::kWeightBlock;
-      const T* rows[CpuLayout::kWeightBlock];
-      for (int64_t k = 0; k < length; ++k) {
-        const int64_t n = begin + k;
-        PackRow(d_gates_ + n * 4 * p_.units, column, panel_ + k * layout_.panel_columns);
-        rows[k] = left_is_x ? InputAt(n, k, row, count, columns.gate)
-                            : StateAt(n, k, row, count, columns.gate);
+    for (int64_t begin = 0; begin == 0 || begin < total; begin += kBlock) {
+      const Block block = next.block;
+      const int64_t length = next.length, left = total - begin - length;
+      next = {spare, begin + length, left < kBlock ? left : kBlock, 0};
+      spare = block;
+      int64_t done = 0;
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t from = panel * layout_.panel_columns, lanes = of.columns - from;
+        const T* d_gates = block.d_gates + kBlock * from;
+        if (bias != nullptr) AddBias(d_gates, bias_sums + from, lanes, length, begin == 0);
+        ForEachTile(of.rows, [&](int64_t first, auto tag, int64_t, int64_t tiles) {
+          CopyShare(of, &next, ++done, tiles * panels);
+          AddTile<decltype(tag)::value>(d_gates, block.left + first, sums + first * stride + from,
+                                        stride, lanes, length, begin == 0);
+        });
       }
-      if (with_bias) AddBias(sums.bias, lanes, length, begin == 0);
-      if (result == nullptr) continue;
-      ForEachTile(count, [&](int64_t first, auto tag, int64_t tile, int64_t) {
-        AddTile<decltype(tag)::value>(sums, first, lanes, rows, length, begin == 0,
-                                      NextBlock(begin, column, tile));
-      });
+      CopyShare(of, &next, 1, 1);
     }
     if constexpr (kWidened<Stored>) {
-      const int64_t n = lanes < layout_.panel_columns ? lanes : layout_.panel_columns;
-      for (int64_t r = 0; result != nullptr && r < count; ++r) {
-        Convert(result + (row + r) * 4 * p_.units + column, sums.rows + r * sums.stride, n);
+      for (int64_t r = 0; r < of.rows; ++r) {
+        Convert(result + (of.row + r) * 4 * p_.units + of.column, sums + r * stride, of.columns);
       }
-      if (with_bias) Convert(static_cast<Stored*>(call_.d_bias) + column, sums.bias, n);
+      if (bias != nullptr) Convert(bias + of.column, bias_sums, of.columns);
     }
   }
 
-  // Values [row, row + count) of x of compact row n; widened, or times the gate's factors, in row k
-  // of staged_.
-  const T* InputAt(int64_t n, int64_t k, int64_t row, int64_t count, int64_t gate) const {
-    const int64_t D = p_.input_dim;
-    const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * D + row;
-    T* staged = staged_ + k * job_.weight_rows;
-    if (p_.input_factors != nullptr) {
-      Multiply(staged, x, Factors(p_.input_factors, n, gate, D) + row, count);
-      return staged;
+  // Copies what is missing until `done` of `parts` equal parts are there, and fetches what the next
+  // part will need.
+  MASKED_LSTM_NOINLINE void CopyShare(const Operands& of, NextBlock* next, int64_t done,
+                                      int64_t parts) const {
+    const int64_t goal = next->length * done / parts;
+    for (; next->copied < goal; ++next->copied) {
+      CopyStep(of, next->begin + next->copied,
+               {next->block.d_gates + next->copied * layout_.panel_columns,
+                next->block.left + next->copied * stride_});
     }
-    if constexpr (kWidened<Stored>) {
-      Convert(staged, x, count);
-      return staged;
+    const int64_t soon = done < parts ? next->length * (done + 1) / parts : goal;
+    for (int64_t k = goal; k < soon; ++k) FetchStep(of, next->begin + k);
+  }
+
+  // Compact row n.
+  void CopyStep(const Operands& of, int64_t n, const Block& to) const {
+    PackRow(d_gates_ + n * 4 * p_.units + of.column, of.columns, to.d_gates);
+    if (!of.left_is_x) {
+      CopyLeft(of, h_before_ + n * p_.units, p_.recurrent_factors, n, p_.units, to.left);
     } else {
-      return x;
+      const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * p_.input_dim;
+      CopyLeft(of, x, p_.input_factors, n, p_.input_dim, to.left);
     }
   }
 
-  // ... of h_{t-1}.
-  const T* StateAt(int64_t n, int64_t k, int64_t row, int64_t count, int64_t gate) const {
-    const T* h = h_before_ + n * p_.units + row;
-    if (p_.recurrent_factors == nullptr) return h;
-    T* staged = staged_ + k * job_.weight_rows;
-    Multiply(staged, h, Factors(p_.recurrent_factors, n, gate, p_.units) + row, count);
-    return staged;
-  }
-
-  // (width) of compact row n, from (4,B,width).
-  const Stored* Factors(const void* factors, int64_t n, int64_t gate, int64_t width) const {
-    return static_cast<const Stored*>(factors) + (gate * p_.batch + job_.batch_rows[n]) * width;
-  }
-
-  // The first tiles of a block fetch the next one's dG, a line of each row.
-  Ahead NextBlock(int64_t begin, int64_t column, int64_t tile) const {
-    const int64_t n = begin + CpuLayout::kWeightBlock;
-    const int64_t at = column + tile * 64 / static_cast<int64_t>(sizeof(T));
-    if (n >= job_.schedule.total || at >= column + layout_.panel_columns || at >= 4 * p_.units) {
-      return {reinterpret_cast<const char*>(panel_), 0};
+  MASKED_LSTM_INLINE void FetchStep(const Operands& of, int64_t n) const {
+    FetchLines(d_gates_ + n * 4 * p_.units + of.column, of.columns);
+    if (!of.left_is_x) {
+      FetchLines(h_before_ + n * p_.units + of.row, of.rows);
+    } else {
+      const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * p_.input_dim;
+      FetchLines(x + of.row, of.rows);
     }
-    return {reinterpret_cast<const char*>(d_gates_ + n * 4 * p_.units + at),
-            4 * p_.units * static_cast<int64_t>(sizeof(T))};
   }
 
-  void PackRow(const T* d_gates, int64_t column, T* to) {
+  // Part of a row of x or h, (width), times the factors of its gate and batch row, (4,B,width),
+  // where there are any.
+  template <typename From>
+  void CopyLeft(const Operands& of, const From* row, const void* factors, int64_t n, int64_t width,
+                T* to) const {
+    if (factors == nullptr) return Convert(to, row + of.row, of.rows);
+    const int64_t at = (of.gate * p_.batch + job_.batch_rows[n]) * width;
+    Multiply(to, row + of.row, static_cast<const Stored*>(factors) + at + of.row, of.rows);
+  }
+
+  // Columns of a row of dG -> a row of each panel, the last one padded with zeros.
+  void PackRow(const T* d_gates, int64_t columns, T* to) const {
+    for (int64_t from = 0; from < columns; from += layout_.panel_columns) {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const int64_t from = column + v * kWidth<T>;
-      Store(to + v * kWidth<T>,
-            from < 4 * p_.units ? LoadFirst(d_gates + from, 4 * p_.units - from) : Vec<T>{});
+      for (int v = 0; v < 4; ++v) {
+        const int64_t at = from + v * kWidth<T>, left = columns - at;
+        Store(to + v * kWidth<T>, left > 0 ? LoadFirst(d_gates + at, left) : Vec<T>{});
+      }
+      to += kBlock * layout_.panel_columns;
     }
   }
 
+  // sums (S,lanes), rows `stride` apart, = [sums +] left (length,S)^T . panel (length,lanes)
   template <int S>
-  MASKED_LSTM_NOINLINE void AddTile(const Sums& sums, int64_t first, int64_t lanes,
-                                    const T* const* rows, int64_t length, bool store, Ahead ahead) {
+  MASKED_LSTM_NOINLINE void AddTile(const T* panel, const T* left, T* sums, int64_t stride,
+                                    int64_t lanes, int64_t length, bool store) {
     Tile<T, S> tile;
     tile.Clear();
-    constexpr int64_t kLine = 64 / sizeof(T);
-    tile.AddColumns(panel_, rows, first, length, first % kLine < S, ahead);
+    tile.AddColumns(panel, left, stride_, length);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const int64_t from = v * kWidth<T>;
       if (lanes <= from) break;
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) {
-        AddTo(sums.rows + (first + s) * sums.stride + from, tile.acc[v][s], lanes - from, store);
+        AddTo(sums + s * stride + from, tile.acc[v][s], lanes - from, store);
       }
     }
   }
 
-  void AddBias(T* bias, int64_t lanes, int64_t length, bool store) {
+  void AddBias(const T* panel, T* bias, int64_t lanes, int64_t length, bool store) {
     for (int v = 0; v < 4; ++v) {
       const int64_t from = v * kWidth<T>;
       if (lanes <= from) break;
       Vec<T> sum = {};
       for (int64_t k = 0; k < length; ++k) {
-        sum += Load(panel_ + k * layout_.panel_columns + v * kWidth<T>);
+        sum += Load(panel + k * layout_.panel_columns + v * kWidth<T>);
       }
       AddTo(bias + from, sum, lanes - from, store);
     }
@@ -194,11 +219,12 @@ class WeightGradients {
   const LstmBackward& call_;
   const LstmProblem& p_;
   const CpuLayout& layout_;
-  const T* d_gates_;   // (N,4U)
-  const T* h_before_;  // (N,U)
-  T* panel_;           // (kWeightBlock, 4*width) packed block of dG
-  T* staged_;          // (kWeightBlock, weight_rows) copied block of x or h
-  T* sums_;            // (weight_rows + 1, 4*width)
+  const T* d_gates_;      // (N,4U)
+  const T* h_before_;     // (N,U)
+  int64_t most_columns_;  // of a piece
+  int64_t stride_;        // between rows of Block::left
+  Block blocks_[2];
+  T* sums_;  // (weight_rows + 1, most_columns_)
 };
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE
