@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import tensorflow as tf
-from cases import Case, Data
+from cases import Case, Data, aligned
 
 from peers import Peer, Prepared
 
@@ -22,7 +22,9 @@ class TensorFlowPeer(Peer):
             tf.config.threading.set_inter_op_parallelism_threads(threads)
 
     def array(self, value: np.ndarray) -> tf.Tensor:
-        return tf.constant(value.astype(self.dtype, copy=False))
+        """`value` without a copy: tf.constant would hold two."""
+        value = aligned(value.astype(self.dtype, copy=False))
+        return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
 
     def traced(self, function, *arguments):
         """`function(*arguments)` as a call without arguments, traced once."""

@@ -224,7 +224,7 @@ constexpr int64_t kFewestWeightRows = 32, kMostWeightRows = 256, kMostWeightColu
 void PlanPieces(const LstmProblem& p, const CpuLayout& layout, int workers, BackwardJob* job) {
   job->weight_parts = p.input_factors != nullptr || p.recurrent_factors != nullptr ? 4 : 1;
   const int64_t panels = CpuLayout::Panels(4 * p.units / job->weight_parts, layout.panel_columns);
-  const int64_t enough = workers == 1 ? 1 : 3 * workers;
+  const int64_t enough = workers == 1 ? 1 : 2 * workers;
   const int64_t longest = std::max(p.input_dim, p.units);
   double least = std::numeric_limits<double>::infinity();
   for (int64_t columns = kMostWeightColumns; columns >= layout.panel_columns; columns /= 2) {

@@ -139,7 +139,7 @@ class WeightGradients {
   }
 
   // Compact row n.
-  void CopyStep(const Operands& of, int64_t n, const Block& to) const {
+  MASKED_LSTM_INLINE void CopyStep(const Operands& of, int64_t n, const Block& to) const {
     PackRow(d_gates_ + n * 4 * p_.units + of.column, of.columns, to.d_gates);
     if (!of.left_is_x) {
       CopyLeft(of, h_before_ + n * p_.units, p_.recurrent_factors, n, p_.units, to.left);
@@ -162,15 +162,23 @@ class WeightGradients {
   // Part of a row of x or h, (width), times the factors of its gate and batch row, (4,B,width),
   // where there are any.
   template <typename From>
-  void CopyLeft(const Operands& of, const From* row, const void* factors, int64_t n, int64_t width,
-                T* to) const {
-    if (factors == nullptr) return Convert(to, row + of.row, of.rows);
-    const int64_t at = (of.gate * p_.batch + job_.batch_rows[n]) * width;
-    Multiply(to, row + of.row, static_cast<const Stored*>(factors) + at + of.row, of.rows);
+  MASKED_LSTM_INLINE void CopyLeft(const Operands& of, const From* row, const void* factors,
+                                   int64_t n, int64_t width, T* to) const {
+    const Stored* times = nullptr;
+    if (factors != nullptr) {
+      times = static_cast<const Stored*>(factors) +
+              (of.gate * p_.batch + job_.batch_rows[n]) * width + of.row;
+    }
+    row += of.row;
+    for (int64_t at = 0; at < of.rows; at += kWidth<T>) {
+      Vec<T> value = LoadFirst(row + at, of.rows - at);
+      if (times != nullptr) value *= LoadFirst(times + at, of.rows - at);
+      Store(to + at, value);  // rows of a block have room for whole vectors
+    }
   }
 
   // Columns of a row of dG -> a row of each panel, the last one padded with zeros.
-  void PackRow(const T* d_gates, int64_t columns, T* to) const {
+  MASKED_LSTM_INLINE void PackRow(const T* d_gates, int64_t columns, T* to) const {
     for (int64_t from = 0; from < columns; from += layout_.panel_columns) {
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
