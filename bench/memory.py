@@ -52,7 +52,7 @@ def _main(peer_name: str, case_name: str, pass_name: str, threads: str) -> None:
 def _table(threads: str) -> None:
     peers = "core op layer keras torch torch_packed onnxruntime".split()
     print("case pass | " + " | ".join(peers))
-    for case in ("qa_small", "text", "tagger", "speech", "large"):
+    for case in (name for name, case in CASES.items() if case.group == "main"):
         for pass_name in PASSES:
             row = []
             for peer in peers:

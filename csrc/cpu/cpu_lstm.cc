@@ -216,7 +216,7 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
 }
 
 // Rows and columns of a piece of weight gradients: what is copied for it, twice, stays in the
-// second level of the cache.
+// second level of the cache (float32).
 constexpr int64_t kFewestWeightRows = 32, kMostWeightRows = 256, kMostWeightColumns = 128;
 
 // Pieces of the weight gradients: large, since a piece of r rows and c columns copies 1/r + 1/c

@@ -138,24 +138,28 @@ class WeightGradients {
     for (int64_t k = goal; k < soon; ++k) FetchStep(of, next->begin + k);
   }
 
+  // x and h_{t-1} of compact row n.
+  const Stored* InputOf(int64_t n) const {
+    return static_cast<const Stored*>(p_.x) + job_.x_rows[n] * p_.input_dim;
+  }
+  const T* StateOf(int64_t n) const { return h_before_ + n * p_.units; }
+
   // Compact row n.
   MASKED_LSTM_INLINE void CopyStep(const Operands& of, int64_t n, const Block& to) const {
     PackRow(d_gates_ + n * 4 * p_.units + of.column, of.columns, to.d_gates);
     if (!of.left_is_x) {
-      CopyLeft(of, h_before_ + n * p_.units, p_.recurrent_factors, n, p_.units, to.left);
+      CopyLeft(of, StateOf(n), p_.recurrent_factors, n, p_.units, to.left);
     } else {
-      const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * p_.input_dim;
-      CopyLeft(of, x, p_.input_factors, n, p_.input_dim, to.left);
+      CopyLeft(of, InputOf(n), p_.input_factors, n, p_.input_dim, to.left);
     }
   }
 
   MASKED_LSTM_INLINE void FetchStep(const Operands& of, int64_t n) const {
     FetchLines(d_gates_ + n * 4 * p_.units + of.column, of.columns);
     if (!of.left_is_x) {
-      FetchLines(h_before_ + n * p_.units + of.row, of.rows);
+      FetchLines(StateOf(n) + of.row, of.rows);
     } else {
-      const Stored* x = static_cast<const Stored*>(p_.x) + job_.x_rows[n] * p_.input_dim;
-      FetchLines(x + of.row, of.rows);
+      FetchLines(InputOf(n) + of.row, of.rows);
     }
   }
 
