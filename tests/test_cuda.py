@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: run by an executor on the host, compiled by nvcc where it is."""
+"""The CUDA kernels without a GPU: run by an executor on the host; what the binding refuses."""
 
 import ctypes
 import os
@@ -89,44 +89,6 @@ def test_the_executor_finds_what_it_is_for(executor, tmp_path):
     assert run("unwritten").stdout == "nan\n"
     for case, words in (("not-all", "threads never reach"), ("deadlock", "wait for each other")):
         assert run(case).returncode < 0 and words in run(case).stderr
-
-
-def run_nvcc(folder, *flags):
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    if nvcc is None:
-        pytest.skip("no nvcc on this machine")
-    command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT}/csrc", CUDA / "launch.cu", *flags]
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return run
-
-
-def test_blocks_see_what_others_wrote(tmp_path):
-    """What the executor cannot show of the recurrences: their barrier between blocks releases and
-    acquires, and nothing is read through the cache that does not take part in that."""
-    run_nvcc(tmp_path, "-arch=compute_80", "-ptx", "-o", tmp_path / "launch.ptx")
-    text = (tmp_path / "launch.ptx").read_text()
-    entries = re.findall(r"\.entry (\S*(?:For|Back)wardKernel\S*)\((.*?)\n}\n", text, re.S)
-    assert len(entries) == 16
-    for name, body in entries:
-        barrier = r"\n\s*(?:membar\.gl|fence\.\S+\.gpu);.*atom\S*\.add.*ld\.acquire\.gpu"
-        assert re.search(barrier, body, re.S), name
-        assert "ld.global.nc" not in body, name
-
-
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
-def test_nvcc_spills_nothing(architecture, tmp_path):
-    output = tmp_path / "launch.cubin"
-    run = run_nvcc(tmp_path, f"-arch={architecture}", "-Xptxas=-v", "-cubin", "-o", output)
-    report = re.findall(
-        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads",
-        run.stderr,
-    )
-    assert len(report) >= 4 * 8, run.stderr[-2000:]
-    spilling = [name for name, _, stores, loads in report if int(stores) or int(loads)]
-    assert not spilling
 
 
 def device_capsule(array, device=0):
