@@ -1,9 +1,7 @@
 """The CUDA kernels without a GPU: run by an executor on the host; what the binding refuses."""
 
 import ctypes
-import os
 import pathlib
-import re
 import shutil
 import subprocess
 

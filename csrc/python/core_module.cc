@@ -19,8 +19,8 @@
 #include "host/block_pool.h"
 #include "host/environment.h"
 #include "host/kernel_calls.h"
+#include "host/thread_pool.h"
 #include "lstm.h"
-#include "python/thread_pool.h"
 
 namespace py = pybind11;
 

@@ -6,9 +6,8 @@
 #include "cpu/isa.h"
 #include "host/environment.h"
 #include "host/kernel_calls.h"
-#include "host/parallel_region.h"
+#include "host/thread_pool.h"
 #include "lstm.h"
-#include "tensorflow/core/lib/core/threadpool.h"
 #include "tensorflow/lstm_op_base.h"
 #include "tensorflow/pooled_allocator.h"
 
@@ -21,20 +20,9 @@ using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
 
-void RunOnPool(void* context, int workers, void (*body)(void*, int), void* argument) {
-  auto* pool = static_cast<tensorflow::thread::ThreadPool*>(context);
-  ParallelRegion::Run(workers, body, argument,
-                      [pool](auto closure) { pool->Schedule(std::move(closure)); });
-}
-
-// The device's intra-op pool; the calling thread is one of the workers.
+// As many as the device's intra-op pool has; the calling thread is one of the workers.
 Threads ThreadsOf(OpKernelContext* context) {
-  const auto* device_threads = context->device()->tensorflow_cpu_worker_threads();
-  Threads threads;
-  threads.workers = std::max(1, device_threads->num_threads);
-  threads.context = device_threads->workers;
-  threads.run = RunOnPool;
-  return threads;
+  return PoolThreads(std::max(1, context->device()->tensorflow_cpu_worker_threads()->num_threads));
 }
 
 // An op on the CPU: the instruction set, the valid steps, working memory.

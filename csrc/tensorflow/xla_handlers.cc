@@ -10,7 +10,7 @@
 #include "host/environment.h"
 #include "host/huge_pages.h"
 #include "host/kernel_calls.h"
-#include "host/parallel_region.h"
+#include "host/thread_pool.h"
 #include "tensorflow/xla_buffers.h"
 
 namespace masked_lstm {
@@ -55,19 +55,9 @@ ffi::ErrorOr<std::unique_ptr<SpareMemory>> MakeSpareMemory(ffi::Dictionary) {
   return std::make_unique<SpareMemory>();
 }
 
-void RunOnPool(void* context, int workers, void (*body)(void*, int), void* argument) {
-  auto* pool = static_cast<ffi::ThreadPool*>(context);
-  ParallelRegion::Run(workers, body, argument,
-                      [pool](auto closure) { pool->Schedule(std::move(closure)); });
-}
-
-// The program's intra-op pool; the calling thread is one of the workers.
-Threads ThreadsOf(ffi::ThreadPool* pool) {
-  Threads threads;
-  threads.workers = static_cast<int>(std::max<int64_t>(1, pool->num_threads()));
-  threads.context = pool;
-  threads.run = RunOnPool;
-  return threads;
+// As many as the program's intra-op pool has; the calling thread is one of the workers.
+Threads ThreadsOf(const ffi::ThreadPool& pool) {
+  return PoolThreads(static_cast<int>(std::max<int64_t>(1, pool.num_threads())));
 }
 
 // Reads *p, and N into *steps.
@@ -112,7 +102,7 @@ ffi::Error Forward(SpareMemory* spare, ffi::ThreadPool pool, int32_t flags, int3
       ToFfi(ReadCpuProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
   RETURN_IF_FFI_ERROR(ToFfi(ReadForward(buffers, steps, &call)));
   AdviseResults(buffers);
-  const Threads threads = ThreadsOf(&pool);
+  const Threads threads = ThreadsOf(pool);
   RETURN_IF_FFI_ERROR(ToFfi(LstmForwardWorkspaceBytes(p, threads.workers, &call.workspace_bytes)));
   RETURN_IF_FFI_ERROR(RunWithWorkspace<LstmForward>(&call, RunLstmForward, threads, spare));
   CountCpuCall(ForwardIsa(p), p.dtype, Pass::kForward);
@@ -130,7 +120,7 @@ ffi::Error Backward(SpareMemory* spare, ffi::ThreadPool pool, int32_t flags, int
       ToFfi(ReadCpuProblem(buffers, {flags, activation, recurrent_activation}, &p, &steps)));
   RETURN_IF_FFI_ERROR(ToFfi(ReadBackward(buffers, skip, steps, /*exact_reserve=*/false, &call)));
   AdviseResults(buffers);
-  const Threads threads = ThreadsOf(&pool);
+  const Threads threads = ThreadsOf(pool);
   RETURN_IF_FFI_ERROR(ToFfi(LstmBackwardWorkspaceBytes(p, call.reserve != nullptr, threads.workers,
                                                        &call.workspace_bytes)));
   RETURN_IF_FFI_ERROR(RunWithWorkspace<LstmBackward>(&call, RunLstmBackward, threads, spare));

@@ -1,4 +1,4 @@
-#include "python/thread_pool.h"
+#include "host/thread_pool.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -6,9 +6,9 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -34,7 +34,7 @@ class ThreadPool {
     return *pool;
   }
 
-  // Where the system refuses a thread, fewer must do: any number computes the same.
+  // Where the system refuses a thread or memory, fewer must do: any number computes the same.
   void GrowTo(int threads) {
     std::lock_guard<std::mutex> lock(mutex_);
     try {
@@ -45,16 +45,18 @@ class ThreadPool {
         thread.detach();
         avoided_cpu_ = -1;
       }
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
     }
   }
 
   // Keeps the threads off the caller's CPU. Left to itself, Linux in a virtual machine may put a
   // thread that wakes up beside its waker, though other CPUs are idle (it takes those that the host
-  // has put to sleep for busy ones), and moves it away milliseconds later.
+  // has put to sleep for busy ones), and moves it away milliseconds later. Threads at work for
+  // another caller stay where they are.
   void AvoidCallersCpu() {
 #if defined(__linux__)
     const int cpu = sched_getcpu();
+    if (running_ > 0 || queued_ > 0) return;
     std::lock_guard<std::mutex> lock(mutex_);
     if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == avoided_cpu_) return;
     cpu_set_t cpus;
@@ -84,14 +86,17 @@ class ThreadPool {
       queue_.pop_front();
       --queued_;
       lock.unlock();
+      ++running_;
       closure();
+      --running_;
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> queue_;
-  std::atomic<int> queued_{0};  // its size, for a look without the mutex
+  std::atomic<int> queued_{0};   // its size, for a look without the mutex
+  std::atomic<int> running_{0};  // closures
   std::vector<pthread_t> threads_;
   int avoided_cpu_ = -1;
 };
