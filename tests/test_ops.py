@@ -1,5 +1,6 @@
 """The TensorFlow op: eager, traced, dynamic, in tf.data, saved, from several threads; errors."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -317,7 +318,7 @@ def test_saved_model_in_a_fresh_process(tmp_path):
 
 
 def test_many_threads_at_once():
-    """More callers than cores, each inside the op's own pool: nobody waits forever, same bits."""
+    """More callers than cores, who share the op's threads: nobody waits forever, same bits."""
     problem = make_problem(16, 40, 16, 48, "right", "float32")
     arguments = tuple(map(tf.constant, (problem.inputs, *problem.weights())))
     mask, upstream = tf.constant(problem.mask), tf.constant(problem.d_outputs)
@@ -456,3 +457,27 @@ def test_empty_batch_and_time():
         assert outputs.shape == (*inputs.shape[:2], 7) and not np.any(h) and not np.any(c)
         for gradient, tensor in zip(tape.gradient(loss, tensors), tensors, strict=True):
             assert gradient.shape == tensor.shape and not np.any(gradient)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="threads are kept apart on Linux, with two CPUs or more",
+)
+@pytest.mark.parametrize("intra_op", [1, 3])
+def test_as_many_threads_as_the_intra_op_pool(intra_op):
+    """... less one, the caller, whose CPU they keep off."""
+    code = f"""
+        import os
+        import numpy as np
+        import tensorflow as tf
+        import masked_lstm
+        tf.config.threading.set_intra_op_parallelism_threads({intra_op})
+        weights = [np.full(shape, 0.1, "f") for shape in ((64, 256), (64, 256))]
+        masked_lstm.lstm(np.ones((32, 50, 64), "f"), *weights)
+        allowed = os.sched_getaffinity(0)
+        masks = [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+        ours = [mask for mask in masks if mask != allowed]
+        assert len(ours) == {intra_op} - 1, masks
+        assert all(mask < allowed and len(mask) == len(allowed) - 1 for mask in ours), masks
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
