@@ -1,6 +1,7 @@
 """What nvcc made of the CUDA kernels: read from the library that is installed."""
 
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -11,24 +12,28 @@ import pytest
 from masked_lstm import cuda
 
 
-def triton_tools():
-    """PyTorch brings a cuobjdump, which not every nvcc does."""
-    spec = importlib.util.find_spec("triton")
-    return spec and pathlib.Path(spec.origin).parent / "backends" / "nvidia" / "bin"
+def package_tools():
+    """Where the test extra's packages put cuobjdump and nvdisasm: not every nvcc brings them."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [pathlib.Path(folder) for folder in spec.submodule_search_locations] if spec else []
+    return os.pathsep.join(str(tool.parent) for f in folders for tool in f.glob("*/bin/cuobjdump"))
 
 
 def dump(*options, of, cwd=None):
-    tool = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=triton_tools())
-    if tool is None:
-        pytest.skip("no cuobjdump on this machine")
-    command = [tool, *options, of]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
+    path = os.pathsep.join([package_tools(), os.environ["PATH"]])
+    command = [shutil.which("cuobjdump", path=path), *options, of]
+    environment = os.environ | {"PATH": path}  # cuobjdump runs nvdisasm
+    run = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
 
 
 @pytest.fixture(scope="module")
 def library():
     if not cuda.available():
         pytest.skip("built without nvcc")
+    if not shutil.which("cuobjdump") and not package_tools():
+        pytest.skip("no cuobjdump, which NVIDIA's package is for Linux on x86-64")
     return cuda._cuda.__file__
 
 
