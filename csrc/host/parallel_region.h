@@ -1,4 +1,4 @@
-// Threads (lstm.h) on top of any pool that can schedule a closure. Shared by the bindings.
+// Threads (lstm.h) on top of any pool that can schedule a closure.
 #pragma once
 
 #include <atomic>
