@@ -1,7 +1,6 @@
 // CPU OpKernels: TensorFlow's tensors and threads handed to the core.
 #include <algorithm>
 #include <memory>
-#include <utility>
 
 #include "cpu/isa.h"
 #include "host/environment.h"
