@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     add("--peers", type=words, default=[], help="comma-separated (all that are installed)")
     add("--threads", type=counts, default=[cores], help="for every peer; 1,2: one run for each")
     add("--rounds", type=int, help="(30, or 8 where the fastest takes 20 ms or more)")
+    add("--retries", type=int, help="where Keras measured twice disagrees (2; quick: 0)")
     add("--quick", action="store_true", help="main cases, few rounds, no peak memory")
     add("--no-memory", action="store_true", help="no peak memory (a process for each peer)")
     add("--out", type=Path, help="CSV file (bench/results/cpu-<N>threads.csv; quick: in out/)")
@@ -61,6 +62,8 @@ def parse() -> argparse.Namespace:
         parser.error("--out: expected a single --threads, since each count has its own file")
     if min(options.threads) < 1 or (options.rounds is not None and options.rounds < 1):
         parser.error("--threads and --rounds: expected at least 1")
+    if options.retries is not None and options.retries < 0:
+        parser.error("--retries: expected at least 0")
     return options
 
 
@@ -125,7 +128,7 @@ def run(options: argparse.Namespace, threads: int) -> int:
         for case, pass_name in jobs:
             task = progress.add_task(f"{case.name} {pass_name}", total=None)
             limits.measure()
-            retries = 0 if options.quick else 2
+            retries = (0 if options.quick else 2) if options.retries is None else options.retries
 
             def on_round(done: int, count: int, task=task) -> None:
                 progress.update(task, completed=done, total=count)

@@ -67,7 +67,7 @@ class BackwardTeam {
     const T* panel = packed + panel_index * layout_.backward_panel_size();
     if (p_.recurrent_factors == nullptr) {
       MultiplyPanel(panel, packed + queue_->LikelyNext(panel_index) * layout_.backward_panel_size(),
-                    job_.teams.large, 4 * p_.units, slots_.d_gates, slots_.active, column,
+                    job_.teams.fetch, 4 * p_.units, slots_.d_gates, slots_.active, column,
                     p_.units - column, slots_.dh, saved_tiles_);
     } else {
       const Stored* factors[kMaxSlots];

@@ -44,8 +44,8 @@ constexpr SlotLimits kVectorLimits = {24, kMaxSlots};
 
 // `weights`: bytes read in each step; `panels`: items of a step; `panel_work`: multiply-adds of one
 // panel for one slot. Results depend on none of the choices made here.
-Teams ChooseTeams(const LstmProblem& p, int64_t tile, const SlotLimits& limits, int workers,
-                  int64_t weights, int64_t panels, int64_t panel_work) {
+Teams ChooseTeams(const LstmProblem& p, int64_t tile, const SlotLimits& limits, int vector_bytes,
+                  int workers, int64_t weights, int64_t panels, int64_t panel_work) {
   const int64_t rows = std::max<int64_t>(1, p.batch);
   // So many members that each reads no more than its caches hold (below, steps of its own are
   // cheaper for a worker than steps in company), but so few teams that each has rows enough to fill
@@ -58,6 +58,7 @@ Teams ChooseTeams(const LstmProblem& p, int64_t tile, const SlotLimits& limits, 
                                              std::max<int64_t>(1, step / kMemberMultiplyAdds)});
   Teams teams = {};
   teams.large = weights > kFarBytes * members;
+  teams.fetch = weights > FetchedBytes(vector_bytes) * members;
   const int64_t most = teams.large ? limits.most : std::min(limits.most, limits.usual);
   teams.count = static_cast<int>(count);
   teams.members = static_cast<int>(members);
@@ -171,7 +172,8 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   // Tiles of matrix registers are as large as all slots: no other number of them is looked for.
   const SlotLimits limits =
       bf16 ? SlotLimits{kernels.bf16_slots, kernels.bf16_slots} : kVectorLimits;
-  job->teams = ChooseTeams(p, tile, limits, workers, weights, panels, layout.forward_panel_size());
+  job->teams = ChooseTeams(p, tile, limits, kernels.vector_bytes, workers, weights, panels,
+                           layout.forward_panel_size());
   const bool widened = StoredBytes(p.dtype) != bytes;
   const bool factors = p.input_factors != nullptr || p.recurrent_factors != nullptr;
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
@@ -252,7 +254,7 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   const int64_t bytes = ComputeBytes(p.dtype), recurrent_panels = layout.recurrent_panels();
   Arena arena(workspace);
   void* schedule = arena.Take<void>(ScheduleBytes(p));
-  job->teams = ChooseTeams(p, kernels.tile_rows, kVectorLimits, workers,
+  job->teams = ChooseTeams(p, kernels.tile_rows, kVectorLimits, kernels.vector_bytes, workers,
                            recurrent_panels * layout.backward_panel_size() * bytes,
                            recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);

@@ -218,7 +218,7 @@ class ForwardTeam {
         ForwardTile<Stored, decltype(tag)::value>(
             slots_, static_cast<int>(first), U, unit, panel, part,
             saved_tiles_ + first * layout_.panel_columns,
-            ShareOfPanel<T>(job_.teams.large, after, rows, tile, tiles));
+            ShareOfPanel<T>(job_.teams.fetch, after, rows, tile, tiles));
       });
     }
   }

@@ -142,7 +142,7 @@ class InputGradients {
                       layout_.recurrent_panels() * layout_.backward_panel_size();
     const bool fetch =
         layout_.input_panels() * layout_.backward_panel_size() * static_cast<int64_t>(sizeof(T)) >
-        kFarBytes;
+        FetchedBytes(MASKED_LSTM_VECTOR_BYTES);
     for (int64_t item; (item = job_.inputs.Take()) >= 0;) {
       const int64_t begin = item * kRowBlock;
       const int64_t left = job_.schedule.total - begin;

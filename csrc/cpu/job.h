@@ -54,9 +54,14 @@ struct alignas(64) WorkQueue {
   }
 };
 
-// Weights of more bytes, read over and over, come from beyond a worker's caches: they are shared,
-// or fetched ahead of their use. Where caches hold them, asking only takes place among the loads.
+// Weights of more bytes, read over and over, come from beyond a worker's caches: they are shared.
 constexpr int64_t kFarBytes = 3 << 20;
+
+// Weights of more bytes are fetched ahead of their use. With narrow vectors a multiply-add has more
+// loads beside it, and asking takes the place of one: only what caches do not hold at all is.
+constexpr int64_t FetchedBytes(int64_t vector_bytes) {
+  return vector_bytes == 64 ? 1 << 20 : kFarBytes;
+}
 
 // How the workers of a call are grouped: worker w is member w / count of team w % count. A team
 // shares slots and takes rows of the batch; its members share the panels of each step.
@@ -65,6 +70,7 @@ struct Teams {
   int members;  // of each team, if all start; workers beyond them have no team
   int slots;    // of each team
   bool large;   // a member's share of the weights comes from beyond its caches in every step
+  bool fetch;   // ... or is worth fetching ahead
   bool help;    // who has no team, or none left, joins another: pays off where steps are long
   char* memory;
   size_t bytes;  // of one team
