@@ -12,11 +12,11 @@ namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
 // Rows [begin, end) of the panel (`depth` in all) for S rows of dG and V of the panel's 4 vectors.
-// The last part writes the first `columns` columns to to[s] + offset.
-template <typename T, int S, int V, typename Stored>
+// The last part writes the first `columns` columns to to[s] + offset; without `to`, into memory.
+template <typename T, int S, int V>
 static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int64_t end,
                                               int64_t depth, const T* const* d_gates,
-                                              int64_t offset, int64_t columns, Stored* const* to,
+                                              int64_t offset, int64_t columns, T* const* to,
                                               T* memory, Ahead ahead) {
   Tile<T, S, V> tile;
   tile.Clear();
@@ -25,7 +25,7 @@ static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int
   for (int s = 0; s < S; ++s) rows[s] = d_gates[s] + begin;
   tile.AddRows(panel + begin * kPanelColumns<T>, rows, end - begin, ahead);
   if (begin > 0) tile.Add(memory);
-  if (end < depth) {
+  if (end < depth || to == nullptr) {
     tile.Save(memory);
     return;
   }
@@ -35,6 +35,20 @@ static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int
     if (n <= 0) break;
 #pragma GCC unroll 6
     for (int s = 0; s < S; ++s) StoreFirst(to[s] + offset + v * kWidth<T>, tile.acc[v][s], n);
+  }
+}
+
+// What a tile of `rows` rows saved, into the first `columns` columns of to[r] + offset. Half
+// precision goes this way, which spares compiling every tile again for it.
+template <typename T, typename Stored>
+static MASKED_LSTM_NOINLINE void StoreSaved(const T* memory, int rows, Stored* const* to,
+                                            int64_t offset, int64_t columns) {
+  for (int v = 0; v < 4; ++v) {
+    const int64_t n = columns - v * kWidth<T>;
+    if (n <= 0) break;
+    for (int r = 0; r < rows; ++r, memory += kWidth<T>) {
+      StoreFirst(to[r] + offset + v * kWidth<T>, Load(memory), n);
+    }
   }
 }
 
@@ -49,10 +63,15 @@ static void MultiplyPanelOf(const T* panel, const T* next, bool fetch, int64_t d
     const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
     const T* after = end < depth ? panel + end * kPanelColumns<T> : next;
     ForEachTile(rows, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
-      MultiplyTile<T, decltype(tag)::value, V, Stored>(
-          panel, begin, end, depth, d_gates + first, offset, columns, to + first,
-          memory + first * kPanelColumns<T>,
-          ShareOfPanel<T>(fetch, after, end - begin, tile, tiles));
+      constexpr int S = decltype(tag)::value;
+      T* const saved = memory + first * kPanelColumns<T>;
+      T* const* direct = nullptr;
+      if constexpr (sizeof(Stored) == sizeof(T)) direct = to + first;
+      MultiplyTile<T, S, V>(panel, begin, end, depth, d_gates + first, offset, columns, direct,
+                            saved, ShareOfPanel<T>(fetch, after, end - begin, tile, tiles));
+      if constexpr (sizeof(Stored) != sizeof(T)) {
+        if (end == depth) StoreSaved(saved, S, to + first, offset, columns);
+      }
     });
   }
 }
@@ -69,13 +88,13 @@ MASKED_LSTM_INLINE void MultiplyPanel(const T* panel, const T* next, bool fetch,
 }
 
 // S rows where every gate's product has factors of its own: to[s] = sum over the gates of (dG of
-// the gate . its rows of the panel) * factors[s] + gate * factor_stride.
-template <typename T, int S, typename To, typename Stored>
+// the gate . its rows of the panel) * factors[s] + gate * factor_stride. Without `to`: into memory.
+template <typename T, int S, typename Stored>
 static MASKED_LSTM_NOINLINE void MultiplyGatesTile(const T* panel, int64_t units,
                                                    const T* const* d_gates,
                                                    const Stored* const* factors,
                                                    int64_t factor_stride, int64_t offset,
-                                                   int64_t columns, To* const* to, T* memory) {
+                                                   int64_t columns, T* const* to, T* memory) {
   constexpr int W = kWidth<T>;
   Tile<T, S> tile;
   T* total = memory + 4 * S * W;
@@ -103,6 +122,10 @@ static MASKED_LSTM_NOINLINE void MultiplyGatesTile(const T* panel, int64_t units
     if (gate > 0) tile.Add(total);
     if (gate < 3) tile.Save(total);
   }
+  if (to == nullptr) {
+    tile.Save(memory);
+    return;
+  }
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v) {
     const int64_t n = columns - v * W;
@@ -119,9 +142,12 @@ static void MultiplyGatesPanel(const T* panel, int64_t units, const T* const* d_
                                int64_t offset, int64_t columns, To* const* to, T* memory) {
   static_assert(kRowBlock >= 2 * kTileRows, "memory holds two tiles");
   ForEachTile(rows, [&](int64_t first, auto tag, int64_t, int64_t) {
-    MultiplyGatesTile<T, decltype(tag)::value, To, Stored>(panel, units, d_gates + first,
-                                                           factors + first, factor_stride, offset,
-                                                           columns, to + first, memory);
+    constexpr int S = decltype(tag)::value;
+    T* const* direct = nullptr;
+    if constexpr (sizeof(To) == sizeof(T)) direct = to + first;
+    MultiplyGatesTile<T, S>(panel, units, d_gates + first, factors + first, factor_stride, offset,
+                            columns, direct, memory);
+    if constexpr (sizeof(To) != sizeof(T)) StoreSaved(memory, S, to + first, offset, columns);
   });
 }
 

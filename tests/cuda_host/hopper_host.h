@@ -71,11 +71,15 @@ struct MmaOperands {
   const uint32_t *a, *b;
 };
 
-// The operands' values as k runs over a fragment's words: what value(word, part) reads.
+typedef float MmaRow __attribute__((vector_size(32)));  // 8 columns
+
+// The operands' values as k runs over a fragment's words: what value(word, part) reads. The
+// products of such short values are exact: adding them is a multiply-add.
 template <int kPerWord, float (*kValue)(uint32_t, int)>
 void MmaOfWarp(void* const* lanes) {
   const auto lane = [&](int i) { return static_cast<MmaOperands*>(lanes[i]); };
-  float a[16][8 * kPerWord], b[8 * kPerWord][8], c[16][8];
+  float a[16][8 * kPerWord];
+  MmaRow b[8 * kPerWord], c[16];
   for (int i = 0; i < 32; ++i) {
     const int group = i / 4, member = i % 4;
     for (int word = 0; word < 4; ++word) {
@@ -89,11 +93,9 @@ void MmaOfWarp(void* const* lanes) {
     }
   }
   for (int row = 0; row < 16; ++row) {
-    for (int column = 0; column < 8; ++column) {
-      for (int k = 0; k < 8 * kPerWord; ++k) {
-        c[row][column] = std::fma(a[row][k], b[k][column], c[row][column]);
-      }
-    }
+    MmaRow sum = c[row];
+    for (int k = 0; k < 8 * kPerWord; ++k) sum += a[row][k] * b[k];
+    c[row] = sum;
   }
   for (int i = 0; i < 32; ++i) {
     for (int word = 0; word < 4; ++word) {
