@@ -54,48 +54,75 @@ struct ExpConstants<double> {
 
 // exp(factor * x) = scale * (1 + part), scale = 2^n, |part| < 0.42; x in [-kLargest, kLargest].
 // kExactLn2: n * ln(2) in two parts, which matters where n is large and exp is not added to 1.
-template <typename T, bool kExactLn2>
-MASKED_LSTM_INLINE void ExpParts(Vec<T> x, T factor, Vec<T>* scale, Vec<T>* part) {
+// Here and below N vectors go through each operation before the next one: a chain of operations
+// waits for its own results, and a processor does not look far enough ahead to find other chains.
+template <typename T, bool kExactLn2, int N>
+MASKED_LSTM_INLINE void ExpParts(const Vec<T> (&x)[N], T factor, Vec<T> (&scale)[N],
+                                 Vec<T> (&part)[N]) {
   using C = ExpConstants<T>;
-  const Vec<T> shifted =
-      MulAdd<T>(x, Broadcast<T>(T(factor * T(1.44269504088896340736))), Broadcast<T>(C::kRound));
-  const Vec<T> n = shifted - Broadcast<T>(C::kRound);
+  Vec<T> shifted[N], n[N], r[N], sum[N];
+  const Vec<T> log2_e = Broadcast<T>(T(factor * T(1.44269504088896340736)));
+  for (int v = 0; v < N; ++v) shifted[v] = MulAdd<T>(x[v], log2_e, Broadcast<T>(C::kRound));
+  for (int v = 0; v < N; ++v) n[v] = shifted[v] - Broadcast<T>(C::kRound);
   // r = factor * x - n * ln(2), divided by the factor: its powers go into the terms.
-  Vec<T> r;
   if (kExactLn2) {
-    r = MulAdd<T>(n, Broadcast<T>(-C::kLn2High / factor), x);
-    r = MulAdd<T>(n, Broadcast<T>(-C::kLn2Low / factor), r);
+    for (int v = 0; v < N; ++v) r[v] = MulAdd<T>(n[v], Broadcast<T>(-C::kLn2High / factor), x[v]);
+    for (int v = 0; v < N; ++v) r[v] = MulAdd<T>(n[v], Broadcast<T>(-C::kLn2Low / factor), r[v]);
   } else {
-    r = MulAdd<T>(n, Broadcast<T>(T(-0.69314718055994530942) / factor), x);
+    constexpr T kLn2 = T(0.69314718055994530942);
+    for (int v = 0; v < N; ++v) r[v] = MulAdd<T>(n[v], Broadcast<T>(-kLn2 / factor), x[v]);
   }
   T power[C::kDegree + 1];
   power[0] = factor;
   for (int term = 1; term <= C::kDegree; ++term) power[term] = power[term - 1] * factor;
-  Vec<T> sum = Broadcast<T>(C::kTerms[C::kDegree] * power[C::kDegree]);
+  for (int v = 0; v < N; ++v) sum[v] = Broadcast<T>(C::kTerms[C::kDegree] * power[C::kDegree]);
 #pragma GCC unroll 16
   for (int term = C::kDegree - 1; term >= 0; --term) {
-    sum = MulAdd<T>(sum, r, Broadcast<T>(C::kTerms[term] * power[term]));
+    const Vec<T> next = Broadcast<T>(C::kTerms[term] * power[term]);
+    for (int v = 0; v < N; ++v) sum[v] = MulAdd<T>(sum[v], r[v], next);
   }
-  *part = sum * r;
-  *scale = (Vec<T>)((Bits<T>)shifted << C::kMantissaBits);
+  for (int v = 0; v < N; ++v) part[v] = sum[v] * r[v];
+  for (int v = 0; v < N; ++v) scale[v] = (Vec<T>)((Bits<T>)shifted[v] << C::kMantissaBits);
+}
+
+// x[v] = sigmoid(x[v]), N of them
+template <typename T, int N>
+MASKED_LSTM_INLINE void Sigmoid(Vec<T>* x) {
+  const Vec<T> one = Broadcast<T>(T(1));
+  Vec<T> y[N], scale[N], part[N];
+  for (int v = 0; v < N; ++v) y[v] = Clamp<T>(x[v], ExpConstants<T>::kLargest);
+  ExpParts<T, true, N>(y, T(-1), scale, part);
+  for (int v = 0; v < N; ++v) part[v] = MulAdd<T>(scale[v], part[v], scale[v]);
+  for (int v = 0; v < N; ++v) part[v] = one + part[v];
+  for (int v = 0; v < N; ++v) y[v] = one;
+  Divide<T, N>(y, part);
+  for (int v = 0; v < N; ++v) x[v] = y[v];
+}
+
+// x[v] = tanh(x[v]), N of them
+template <typename T, int N>
+MASKED_LSTM_INLINE void Tanh(Vec<T>* x) {
+  Vec<T> clamped[N], scale[N], part[N], e[N];  // e = expm1(2x)
+  for (int v = 0; v < N; ++v) clamped[v] = Clamp<T>(x[v], ExpConstants<T>::kTanhIsOne);
+  ExpParts<T, false, N>(clamped, T(2), scale, part);
+  for (int v = 0; v < N; ++v) e[v] = scale[v] - Broadcast<T>(T(1));
+  for (int v = 0; v < N; ++v) e[v] = MulAdd<T>(scale[v], part[v], e[v]);
+  for (int v = 0; v < N; ++v) part[v] = e[v] + Broadcast<T>(T(2));
+  Divide<T, N>(e, part);
+  const Bits<T> sign = (Bits<T>)Broadcast<T>(T(-0.0));  // for -0, whose sign the sum lost
+  for (int v = 0; v < N; ++v) x[v] = (Vec<T>)((Bits<T>)e[v] | ((Bits<T>)x[v] & sign));
 }
 
 template <typename T>
 MASKED_LSTM_INLINE Vec<T> Sigmoid(Vec<T> x) {
-  Vec<T> scale, part;
-  ExpParts<T, true>(Clamp<T>(x, ExpConstants<T>::kLargest), T(-1), &scale, &part);
-  const Vec<T> one = Broadcast<T>(T(1));
-  return Divide<T>(one, one + MulAdd<T>(scale, part, scale));
+  Sigmoid<T, 1>(&x);
+  return x;
 }
 
 template <typename T>
 MASKED_LSTM_INLINE Vec<T> Tanh(Vec<T> x) {
-  Vec<T> scale, part;
-  ExpParts<T, false>(Clamp<T>(x, ExpConstants<T>::kTanhIsOne), T(2), &scale, &part);
-  const Vec<T> e = MulAdd<T>(scale, part, scale - Broadcast<T>(T(1)));  // expm1(2x)
-  const Vec<T> tanh = Divide<T>(e, e + Broadcast<T>(T(2)));
-  const Bits<T> sign = (Bits<T>)Broadcast<T>(T(-0.0));
-  return (Vec<T>)((Bits<T>)tanh | ((Bits<T>)x & sign));  // for -0, whose sign the sum lost
+  Tanh<T, 1>(&x);
+  return x;
 }
 
 // Any of them. A NaN stays one.

@@ -218,20 +218,26 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
 }
 
 // Rows and columns of a piece of weight gradients: what is copied for it, twice, stays in the
-// second level of the cache (float32).
+// second level of the cache (float32). Rows read in place may be more.
 constexpr int64_t kFewestWeightRows = 32, kMostWeightRows = 256, kMostWeightColumns = 128;
+constexpr int64_t kMostRowsInPlace = 512;
 
 // Pieces of the weight gradients: large, since a piece of r rows and c columns copies 1/r + 1/c
-// values for each multiply-add, but enough of them that workers finish together.
-void PlanPieces(const LstmProblem& p, const CpuLayout& layout, int workers, BackwardJob* job) {
+// values for each multiply-add (in place: 1/r), but enough of them that workers finish together.
+void PlanPieces(const LstmProblem& p, const CpuKernels& kernels, const CpuLayout& layout,
+                int workers, BackwardJob* job) {
   job->weight_parts = p.input_factors != nullptr || p.recurrent_factors != nullptr ? 4 : 1;
+  const bool in_place = ReadsInPlace(kernels.vector_bytes) && job->weight_parts == 1 &&
+                        StoredBytes(p.dtype) == ComputeBytes(p.dtype);
   const int64_t panels = CpuLayout::Panels(4 * p.units / job->weight_parts, layout.panel_columns);
   const int64_t enough = workers == 1 ? 1 : 2 * workers;
   const int64_t longest = std::max(p.input_dim, p.units);
   double least = std::numeric_limits<double>::infinity();
-  for (int64_t columns = kMostWeightColumns; columns >= layout.panel_columns; columns /= 2) {
+  const int64_t most_columns = in_place ? layout.panel_columns : kMostWeightColumns;
+  const int64_t most_rows = in_place ? kMostRowsInPlace : kMostWeightRows;
+  for (int64_t columns = most_columns; columns >= layout.panel_columns; columns /= 2) {
     const int64_t together = std::min(panels, columns / layout.panel_columns);
-    for (int64_t most = kMostWeightRows; most >= kFewestWeightRows; most -= 32) {
+    for (int64_t most = most_rows; most >= kFewestWeightRows; most -= 32) {
       const int64_t even = CpuLayout::Panels(longest, CpuLayout::Panels(longest, most));
       const int64_t rows = CpuLayout::RoundUp(even, 16);  // whole lines
       const int64_t pieces =
@@ -246,6 +252,8 @@ void PlanPieces(const LstmProblem& p, const CpuLayout& layout, int workers, Back
       job->weights.size = pieces;
     }
   }
+  job->weight_blocks = ReadsInPlace(kernels.vector_bytes) ? 1 : 2;
+  job->weight_stride = in_place ? 0 : CpuLayout::copied_stride(job->weight_rows);
 }
 
 size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const CpuKernels& kernels,
@@ -259,11 +267,10 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
                            recurrent_panels, layout.backward_panel_size());
   job->pack.size = recurrent_panels + (with_dx ? layout.input_panels() : 0);
   job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
-  PlanPieces(p, layout, workers, job);
-  LayOutTeams<BackwardSlots<float>>(
-      &arena, workers, layout.backward_team(job->teams.slots),
-      layout.backward_worker(job->weight_rows, job->weight_panels, StoredBytes(p.dtype) != bytes),
-      bytes, recurrent_panels, workspace != nullptr, &job->teams);
+  PlanPieces(p, kernels, layout, workers, job);
+  LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
+                                    layout.backward_worker(*job, StoredBytes(p.dtype) != bytes),
+                                    bytes, recurrent_panels, workspace != nullptr, &job->teams);
   job->x_rows = arena.Take<int64_t>(steps * 8);
   job->rows.size = p.batch;
   job->batch_rows = job->weight_parts > 1 ? arena.Take<int32_t>(steps * 4) : nullptr;

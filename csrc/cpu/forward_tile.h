@@ -90,6 +90,12 @@ static MASKED_LSTM_NOINLINE void FinishCell(const ForwardSlots<T, Stored, Operan
   }
 }
 
+// Of S slots: as many as are finished operation by operation. Three at once leave registers for the
+// sums of all; narrow vectors have none to spare.
+constexpr int CellsTogether(int S) {
+  return MASKED_LSTM_VECTOR_BYTES < 64 ? 1 : S % 3 == 0 ? 3 : S % 2 == 0 ? 2 : 1;
+}
+
 // The cells of slots [first, first + S) from their gates' sums. `memory` is overwritten: 4 vectors
 // for each slot, those of a gate `gate_stride` apart from the next one's.
 template <typename T, typename Stored, typename Operand, int S>
@@ -109,18 +115,44 @@ MASKED_LSTM_INLINE void FinishTile(Tile<T, S>* tile, const ForwardSlots<T, Store
     }
     return;
   }
+  constexpr int N = CellsTogether(S);
 #pragma GCC unroll 6
-  for (int s = 0; s < S; ++s) {
-    tile->acc[0][s] = Sigmoid<T>(tile->acc[0][s]);
-    tile->acc[1][s] = Sigmoid<T>(tile->acc[1][s]);
-    tile->acc[2][s] = Tanh<T>(tile->acc[2][s]);
-    tile->acc[3][s] = Sigmoid<T>(tile->acc[3][s]);
+  for (int s = 0; s < S; s += N) {
+    Sigmoid<T, N>(tile->acc[0] + s);
+    Sigmoid<T, N>(tile->acc[1] + s);
+    Tanh<T, N>(tile->acc[2] + s);
+    Sigmoid<T, N>(tile->acc[3] + s);
   }
 #pragma GCC unroll 6
+  for (int s = 0; s < S; s += N) {
+    Vec<T> c[N], y[N];
+#pragma GCC unroll 3
+    for (int n = 0; n < N; ++n) {
+      const Vec<T> added = tile->acc[0][s + n] * tile->acc[2][s + n];
+      y[n] = c[n] = MulAdd<T>(tile->acc[1][s + n], Load(slots.c[first + s + n] + unit), added);
+    }
+    Tanh<T, N>(y);
+#pragma GCC unroll 3
+    for (int n = 0; n < N; ++n) {
+      const Vec<T> gates[4] = {tile->acc[0][s + n], tile->acc[1][s + n], tile->acc[2][s + n],
+                               tile->acc[3][s + n]};
+      StoreStep(slots, first + s + n, units, unit, gates, c[n], gates[3] * y[n]);
+    }
+  }
+}
+
+// Fetches what StoreStep will write for slots [first, first + S).
+template <typename T, int S, typename Stored>
+MASKED_LSTM_INLINE void FetchResults(const ForwardSlots<T, Stored>& slots, int first, int64_t units,
+                                     int64_t unit) {
+#pragma GCC unroll 6
   for (int s = 0; s < S; ++s) {
-    const Vec<T> gates[4] = {tile->acc[0][s], tile->acc[1][s], tile->acc[2][s], tile->acc[3][s]};
-    const Vec<T> c = MulAdd<T>(gates[1], Load(slots.c[first + s] + unit), gates[0] * gates[2]);
-    StoreStep(slots, first + s, units, unit, gates, c, gates[3] * Tanh<T>(c));
+    if (const Stored* output = slots.output[first + s]) __builtin_prefetch(output + unit, 1);
+    if (const T* gates = slots.saved_gates[first + s]) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) __builtin_prefetch(gates + v * units + unit, 1);
+      __builtin_prefetch(slots.saved_c[first + s] + unit, 1);
+    }
   }
 }
 
@@ -146,6 +178,7 @@ static MASKED_LSTM_NOINLINE void ForwardTile(const ForwardSlots<T, Stored>& slot
     ahead.from += ahead.stride * (part.x_end - part.x_begin);
     if (part.x_begin > 0) tile.Add(memory);
   }
+  if (part.h_end == units) FetchResults<T, S>(slots, first, units, unit);
   if (part.h_begin < part.h_end) {
     const T* const* h = slots.h_gate_stride == 0 ? slots.h + first : slots.factored + first;
     AddProduct<T, S>(&tile, h, slots.h_gate_stride, panel.recurrent_kernel, part.h_begin,

@@ -157,14 +157,15 @@ struct Tile {
     }
   }
 
-  // a_s[k] = columns[k * stride + s]: the transposed operand of a weight gradient.
-  MASKED_LSTM_INLINE void AddColumns(const T* panel, const T* columns, int64_t stride,
-                                     int64_t length) {
+  // a_s[k] = row(k)[s]: the transposed operand of a weight gradient.
+  template <typename Row>
+  MASKED_LSTM_INLINE void AddColumns(const T* panel, Row row, int64_t length) {
 #pragma GCC unroll 2
     for (int64_t k = 0; k < length; ++k) {
+      const T* a = row(k);
       Vec<T> value[S];
 #pragma GCC unroll 6
-      for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(columns[k * stride + s]);
+      for (int s = 0; s < S; ++s) value[s] = Broadcast<T>(a[s]);
       Step(panel + k * kPanelColumns<T>, value);
     }
   }

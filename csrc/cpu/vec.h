@@ -159,21 +159,25 @@ MASKED_LSTM_INLINE Vec<double> Clamp<double>(Vec<double> x, double limit) {
 }
 #endif
 
-// numerator / denominator within 2 ulp, for a denominator of 1 or more.
-template <typename T>
-MASKED_LSTM_INLINE Vec<T> Divide(Vec<T> numerator, Vec<T> denominator) {
-  return numerator / denominator;
-}
+// numerator[v] /= denominator[v] within 2 ulp, for denominators of 1 or more.
+template <typename T, int N>
+MASKED_LSTM_INLINE void Divide(Vec<T> (&numerator)[N], const Vec<T> (&denominator)[N]) {
 #if MASKED_LSTM_VECTOR_BYTES == 64 && defined(__AVX512F__)
-// A division of 16 floats blocks the divider for 16 cycles or so; 14 bits and one Newton step do
-// not.
-template <>
-MASKED_LSTM_INLINE Vec<float> Divide<float>(Vec<float> numerator, Vec<float> denominator) {
-  const Vec<float> estimate = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)denominator);
-  const Vec<float> error = MulAdd<float>(-denominator, estimate, Broadcast<float>(1));
-  return numerator * MulAdd<float>(error, estimate, estimate);
-}
+  // A division of 16 floats blocks the divider for 16 cycles or so; 14 bits and one Newton step do
+  // not.
+  if constexpr (sizeof(T) == sizeof(float)) {
+    Vec<T> estimate[N], error[N];
+    for (int v = 0; v < N; ++v) {
+      estimate[v] = (Vec<T>)_mm512_maskz_rcp14_ps(0xffff, (__m512)denominator[v]);
+    }
+    for (int v = 0; v < N; ++v) error[v] = MulAdd<T>(-denominator[v], estimate[v], Broadcast<T>(1));
+    for (int v = 0; v < N; ++v) error[v] = MulAdd<T>(error[v], estimate[v], estimate[v]);
+    for (int v = 0; v < N; ++v) numerator[v] *= error[v];
+    return;
+  }
 #endif
+  for (int v = 0; v < N; ++v) numerator[v] /= denominator[v];
+}
 
 }  // namespace MASKED_LSTM_ISA_NAMESPACE
 }  // namespace masked_lstm

@@ -14,6 +14,8 @@ template <typename Stored>
 class WeightGradients {
   using T = Compute<Stored>;
   static constexpr int64_t kBlock = CpuLayout::kWeightBlock;
+  static constexpr bool kInPlace = ReadsInPlace(MASKED_LSTM_VECTOR_BYTES);
+  static constexpr int kBlocks = kInPlace ? 1 : 2;
 
  public:
   WeightGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
@@ -24,10 +26,11 @@ class WeightGradients {
         d_gates_(static_cast<const T*>(job->call->scratch)),
         h_before_(d_gates_ + job->schedule.total * 4 * p_.units),
         most_columns_(job->weight_panels * layout.panel_columns),
-        stride_(CpuLayout::copied_stride(job->weight_rows)) {
-    T* at = memory + layout.saved_tiles(kRowBlock);
+        stride_(job->weight_stride) {
+    T* at = memory + layout.saved_tiles(kMaxSlots);
     for (Block& block : blocks_) {
-      block = {at, at + kBlock * most_columns_};
+      block.d_gates = at;
+      block.left = at + kBlock * most_columns_;
       at = block.left + kBlock * stride_;
     }
     sums_ = at;
@@ -66,16 +69,20 @@ class WeightGradients {
     bool left_is_x;
   };
 
-  // A block of steps as tiles read it, or its rows from some step on. It is copied: steps' rows are
-  // powers of two apart, or nearly, and would meet in a few sets of L1.
+  // A block of steps as tiles read it. It is copied: steps' rows are powers of two apart, or
+  // nearly, and would meet in a few sets of L1. Where kInPlace, x and h are read where they are,
+  // unless they must be widened or multiplied with factors.
   struct Block {
     T* d_gates;  // (weight_panels, kBlock, 4*width)
     T* left;     // (kBlock, stride_) of x or h
+    // Where kInPlace: each step's row of x or h.
+    const T* rows[kInPlace ? kBlock : 1];
   };
 
-  // A block that is copied little by little between tiles, so that memory is not waited for.
+  // A block still to be copied: at once or, so that memory is not waited for, little by little
+  // between tiles.
   struct NextBlock {
-    Block block;
+    Block* block;
     int64_t begin, length;  // compact rows
     int64_t copied;
   };
@@ -94,24 +101,28 @@ class WeightGradients {
     }
     const int64_t total = job_.schedule.total;
     const int64_t panels = CpuLayout::Panels(of.columns, layout_.panel_columns);
-    NextBlock next = {blocks_[0], 0, total < kBlock ? total : kBlock, 0};
-    Block spare = blocks_[1];
+    NextBlock next = {&blocks_[0], 0, total < kBlock ? total : kBlock, 0};
     CopyShare(of, &next, 1, 1);
     // The first block stores, the others add; without any valid step the sums are zeros.
     for (int64_t begin = 0; begin == 0 || begin < total; begin += kBlock) {
-      const Block block = next.block;
+      const Block& block = *next.block;
       const int64_t length = next.length, left = total - begin - length;
-      next = {spare, begin + length, left < kBlock ? left : kBlock, 0};
-      spare = block;
+      next = {&blocks_[(begin / kBlock + 1) % kBlocks], begin + length,
+              left < kBlock ? left : kBlock, 0};
       int64_t done = 0;
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t from = panel * layout_.panel_columns, lanes = of.columns - from;
         const T* d_gates = block.d_gates + kBlock * from;
         if (bias != nullptr) AddBias(d_gates, bias_sums + from, lanes, length, begin == 0);
-        ForEachTile(of.rows, [&](int64_t first, auto tag, int64_t, int64_t tiles) {
-          CopyShare(of, &next, ++done, tiles * panels);
-          AddTile<decltype(tag)::value>(d_gates, block.left + first, sums + first * stride + from,
-                                        stride, lanes, length, begin == 0);
+        ForEachTile(of.rows, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
+          Ahead ahead = NothingAhead(d_gates);
+          if constexpr (kBlocks == 1) {
+            if (next.length > 0) ahead = LineOfGates(of, next.begin, from, tile, ahead);
+          } else {
+            CopyShare(of, &next, ++done, tiles * panels);
+          }
+          AddTile<decltype(tag)::value>(d_gates, block, first, sums + first * stride + from, stride,
+                                        lanes, length, begin == 0, ahead);
         });
       }
       CopyShare(of, &next, 1, 1);
@@ -130,12 +141,20 @@ class WeightGradients {
                                       int64_t parts) const {
     const int64_t goal = next->length * done / parts;
     for (; next->copied < goal; ++next->copied) {
-      CopyStep(of, next->begin + next->copied,
-               {next->block.d_gates + next->copied * layout_.panel_columns,
-                next->block.left + next->copied * stride_});
+      CopyStep(of, next->begin, next->copied, next->block);
     }
     const int64_t soon = done < parts ? next->length * (done + 1) / parts : goal;
     for (int64_t k = goal; k < soon; ++k) FetchStep(of, next->begin + k);
+  }
+
+  // A line of each row of dG from compact row n on, for tile `tile` of the panel `from` columns on
+  // to fetch; `nothing` where the panel has no more.
+  MASKED_LSTM_INLINE Ahead LineOfGates(const Operands& of, int64_t n, int64_t from, int64_t tile,
+                                       Ahead nothing) const {
+    constexpr int64_t kSize = sizeof(T), kLine = 64 / kSize;
+    if (tile * kLine >= kPanelColumns<T> || from + tile * kLine >= of.columns) return nothing;
+    const T* line = d_gates_ + n * 4 * p_.units + of.column + from + tile * kLine;
+    return {reinterpret_cast<const char*>(line), 4 * p_.units * kSize};
   }
 
   // x and h_{t-1} of compact row n.
@@ -144,13 +163,15 @@ class WeightGradients {
   }
   const T* StateOf(int64_t n) const { return h_before_ + n * p_.units; }
 
-  // Compact row n.
-  MASKED_LSTM_INLINE void CopyStep(const Operands& of, int64_t n, const Block& to) const {
-    PackRow(d_gates_ + n * 4 * p_.units + of.column, of.columns, to.d_gates);
+  // Compact row begin + k as step k of a block.
+  MASKED_LSTM_INLINE void CopyStep(const Operands& of, int64_t begin, int64_t k, Block* to) const {
+    const int64_t n = begin + k;
+    PackRow(d_gates_ + n * 4 * p_.units + of.column, of.columns,
+            to->d_gates + k * layout_.panel_columns);
     if (!of.left_is_x) {
-      CopyLeft(of, StateOf(n), p_.recurrent_factors, n, p_.units, to.left);
+      TakeLeft(of, StateOf(n), p_.recurrent_factors, n, p_.units, k, to);
     } else {
-      CopyLeft(of, InputOf(n), p_.input_factors, n, p_.input_dim, to.left);
+      TakeLeft(of, InputOf(n), p_.input_factors, n, p_.input_dim, k, to);
     }
   }
 
@@ -163,17 +184,25 @@ class WeightGradients {
     }
   }
 
-  // Part of a row of x or h, (width), times the factors of its gate and batch row, (4,B,width),
-  // where there are any.
+  // Step k's part of a row of x or h, (width), times the factors of its gate and batch row,
+  // (4,B,width), where there are any.
   template <typename From>
-  MASKED_LSTM_INLINE void CopyLeft(const Operands& of, const From* row, const void* factors,
-                                   int64_t n, int64_t width, T* to) const {
+  MASKED_LSTM_INLINE void TakeLeft(const Operands& of, const From* row, const void* factors,
+                                   int64_t n, int64_t width, int64_t k, Block* block) const {
+    row += of.row;
+    T* to = block->left + k * stride_;
+    if constexpr (kInPlace && sizeof(From) == sizeof(T)) {
+      if (factors == nullptr) {
+        block->rows[k] = row;
+        return;
+      }
+    }
+    if constexpr (kInPlace) block->rows[k] = to;
     const Stored* times = nullptr;
     if (factors != nullptr) {
       times = static_cast<const Stored*>(factors) +
               (of.gate * p_.batch + job_.batch_rows[n]) * width + of.row;
     }
-    row += of.row;
     for (int64_t at = 0; at < of.rows; at += kWidth<T>) {
       Vec<T> value = LoadFirst(row + at, of.rows - at);
       if (times != nullptr) value *= LoadFirst(times + at, of.rows - at);
@@ -193,13 +222,28 @@ class WeightGradients {
     }
   }
 
-  // sums (S,lanes), rows `stride` apart, = [sums +] left (length,S)^T . panel (length,lanes)
+  // sums (S,lanes), rows `stride` apart, = [sums +] (length,S)^T . panel (length,lanes), columns
+  // [first, first + S) of x or h.
   template <int S>
-  MASKED_LSTM_NOINLINE void AddTile(const T* panel, const T* left, T* sums, int64_t stride,
-                                    int64_t lanes, int64_t length, bool store) {
+  MASKED_LSTM_NOINLINE void AddTile(const T* panel, const Block& block, int64_t first, T* sums,
+                                    int64_t stride, int64_t lanes, int64_t length, bool store,
+                                    Ahead ahead) {
     Tile<T, S> tile;
     tile.Clear();
-    tile.AddColumns(panel, left, stride_, length);
+    if constexpr (kInPlace) {
+      const T* const* rows = block.rows;
+      const auto row = [=](int64_t k) mutable {
+        ahead.Fetch();
+        const T* values = rows[k] + first;
+        __builtin_prefetch(values + 64 / sizeof(T));  // for the tiles after this one
+        return values;
+      };
+      tile.AddColumns(panel, row, length);
+    } else {
+      const T* left = block.left + first;
+      const int64_t apart = stride_;
+      tile.AddColumns(panel, [=](int64_t k) { return left + k * apart; }, length);
+    }
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const int64_t from = v * kWidth<T>;
@@ -235,7 +279,7 @@ class WeightGradients {
   const T* h_before_;     // (N,U)
   int64_t most_columns_;  // of a piece
   int64_t stride_;        // between rows of Block::left
-  Block blocks_[2];
+  Block blocks_[kBlocks];
   T* sums_;  // (weight_rows + 1, most_columns_)
 };
 
