@@ -33,5 +33,5 @@ def test_keras_own_tests_pass(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-    # Those of LSTM, Bidirectional, TimeDistributed and Masking that call the layer.
+    # Those of LSTM, Bidirectional and others that call the layer.
     assert int(run.stdout.rsplit("fused calls:", 1)[1]) >= 70

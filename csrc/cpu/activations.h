@@ -1,4 +1,4 @@
-// Activations of one vector; sigmoid and tanh within 4 ulp of the exact value
+// Activations of vectors; sigmoid and tanh within 4 ulp of the exact value
 // (tests/test_core_activations.py).
 // tanh comes from expm1, so that it keeps its precision near 0.
 #pragma once

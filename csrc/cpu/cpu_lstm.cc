@@ -217,8 +217,8 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   return arena.Bytes();
 }
 
-// Rows and columns of a piece of weight gradients: what is copied for it, twice, stays in the
-// second level of the cache (float32). Rows read in place may be more.
+// Rows and columns of a piece of weight gradients: what is copied for it (AVX2: twice) stays in
+// the second level of the cache (float32). Rows read in place may be more.
 constexpr int64_t kFewestWeightRows = 32, kMostWeightRows = 256, kMostWeightColumns = 128;
 constexpr int64_t kMostRowsInPlace = 512;
 
@@ -252,7 +252,7 @@ void PlanPieces(const LstmProblem& p, const CpuKernels& kernels, const CpuLayout
       job->weights.size = pieces;
     }
   }
-  job->weight_blocks = ReadsInPlace(kernels.vector_bytes) ? 1 : 2;
+  job->weight_blocks = WeightBlocks(kernels.vector_bytes);
   job->weight_stride = in_place ? 0 : CpuLayout::copied_stride(job->weight_rows);
 }
 

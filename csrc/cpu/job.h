@@ -59,13 +59,19 @@ constexpr int64_t kFarBytes = 3 << 20;
 
 // Weights of more bytes are fetched ahead of their use. With narrow vectors a multiply-add has more
 // loads beside it, and asking takes the place of one: only what caches do not hold at all is.
-constexpr int64_t FetchedBytes(int64_t vector_bytes) {
+MASKED_LSTM_INLINE constexpr int64_t FetchedBytes(int64_t vector_bytes) {
   return vector_bytes == 64 ? 1 << 20 : kFarBytes;
 }
 
-// Whether tiles of weight gradients read x and h where they are. With narrow vectors they read a
-// copy whose rows are a constant apart: one load less of 8 for 6 cycles of multiply-adds.
-constexpr bool ReadsInPlace(int64_t vector_bytes) { return vector_bytes == 64; }
+// Whether tiles of weight gradients read x and h where they are, through a table of their rows.
+// With narrow vectors they read a copy whose rows are a constant apart: one load less of 8 for 6
+// cycles of multiply-adds, and none that waits for L2.
+MASKED_LSTM_INLINE constexpr bool ReadsInPlace(int64_t vector_bytes) { return vector_bytes == 64; }
+
+// Copied blocks of steps: where they hold x and h too, one is copied while another is used.
+MASKED_LSTM_INLINE constexpr int64_t WeightBlocks(int64_t vector_bytes) {
+  return ReadsInPlace(vector_bytes) ? 1 : 2;
+}
 
 // How the workers of a call are grouped: worker w is member w / count of team w % count. A team
 // shares slots and takes rows of the batch; its members share the panels of each step.
@@ -119,7 +125,7 @@ struct BackwardJob {
   int64_t weight_rows;    // rows of d_kernel or d_recurrent_kernel in one piece
   int64_t weight_panels;  // panels of their columns in one piece
   int64_t weight_parts;   // 4: their gates apart; 1: their columns as one
-  int64_t weight_blocks;  // copied blocks of steps: 2, if one is copied while another is used
+  int64_t weight_blocks;  // see WeightBlocks
   int64_t weight_stride;  // between copied rows of x or h; 0: they are read in place
   void* packed;
   int64_t* x_rows;      // (N) of each compact row: its row of x, b*T+t

@@ -15,7 +15,7 @@ class WeightGradients {
   using T = Compute<Stored>;
   static constexpr int64_t kBlock = CpuLayout::kWeightBlock;
   static constexpr bool kInPlace = ReadsInPlace(MASKED_LSTM_VECTOR_BYTES);
-  static constexpr int kBlocks = kInPlace ? 1 : 2;
+  static constexpr int64_t kBlocks = WeightBlocks(MASKED_LSTM_VECTOR_BYTES);
 
  public:
   WeightGradients(BackwardJob* job, const CpuLayout& layout, T* memory)
@@ -71,7 +71,8 @@ class WeightGradients {
 
   // A block of steps as tiles read it. It is copied: steps' rows are powers of two apart, or
   // nearly, and would meet in a few sets of L1. Where kInPlace, x and h are read where they are,
-  // unless they must be widened or multiplied with factors.
+  // unless they must be widened or multiplied with factors: a line of theirs is six loads of one
+  // row of a tile, whose multiply-adds take long enough for L2.
   struct Block {
     T* d_gates;  // (weight_panels, kBlock, 4*width)
     T* left;     // (kBlock, stride_) of x or h

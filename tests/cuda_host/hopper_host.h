@@ -74,7 +74,8 @@ struct MmaOperands {
 typedef float MmaRow __attribute__((vector_size(32)));  // 8 columns
 
 // The operands' values as k runs over a fragment's words: what value(word, part) reads. The
-// products of such short values are exact: adding them is a multiply-add.
+// products of such short values are exact, but for bfloat16's below the smallest float32: adding
+// them is a multiply-add.
 template <int kPerWord, float (*kValue)(uint32_t, int)>
 void MmaOfWarp(void* const* lanes) {
   const auto lane = [&](int i) { return static_cast<MmaOperands*>(lanes[i]); };
