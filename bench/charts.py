@@ -17,7 +17,7 @@ COLORS = dict(zip(TITLES, f"{PEER_COLORS} #1f4e9c #5b8bd0 #9dbbe6".split(), stri
 
 
 def draw_all(rows: Rows, folder: Path) -> list[Path]:
-    """Draws each chart for which there are rows, of the machine that has most of them; the paths
+    """Draws each chart for which there are rows, of the machine that was measured last; the paths
     written."""
     written = []
     for draw in (times, speedups, shares, fractions, scaling):

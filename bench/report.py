@@ -3,9 +3,9 @@
     python bench/report.py [CSV ...] [--out FOLDER] [--readme README.md]
 
 Reads bench/results/cpu-*.csv unless told otherwise, writes report.md and the charts into --out
-(bench/results), and with --readme puts the tables of the main cases on the machine that most rows
-are of between the lines `<!-- bench -->` and `<!-- /bench -->` of that file. Void measurements are
-left out and named.
+(bench/results), and with --readme puts the tables of the main cases on the machine that was
+measured last between the lines `<!-- bench -->` and `<!-- /bench -->` of that file. Void
+measurements are left out and named.
 """
 
 from __future__ import annotations
@@ -135,9 +135,14 @@ def machine_of(row: dict) -> tuple[str, str]:
 
 
 def machines(rows: Rows) -> list[tuple[str, str]]:
-    """(CPU, instruction set) of the rows, what most of them are of first."""
-    names = [machine_of(row) for row in rows]
-    return sorted(dict.fromkeys(names), key=names.count, reverse=True)
+    """(CPU, instruction set) of the rows: measured last first, and most rows of a day first."""
+    found = [machine_of(row) for row in rows]
+
+    def rank(machine: tuple[str, str]) -> tuple[str, int]:
+        days = [row["date"] for row, of in zip(rows, found, strict=True) if of == machine]
+        return max(days), len(days)
+
+    return sorted(dict.fromkeys(found), key=rank, reverse=True)
 
 
 def void_note(void: Rows) -> str:

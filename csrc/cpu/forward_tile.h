@@ -142,11 +142,10 @@ MASKED_LSTM_INLINE void FinishTile(Tile<T, S>* tile, const ForwardSlots<T, Store
 }
 
 // Fetches the lines of outputs and of the reserve that StoreStep will write for slots [first,
-// first + S). With narrow vectors, which have a line for two panels, it brought nothing.
+// first + S).
 template <typename T, int S, typename Stored>
 MASKED_LSTM_INLINE void FetchResults(const ForwardSlots<T, Stored>& slots, int first, int64_t units,
                                      int64_t unit) {
-  if (MASKED_LSTM_VECTOR_BYTES < 64) return;
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) {
     if (const Stored* output = slots.output[first + s]) __builtin_prefetch(output + unit);
