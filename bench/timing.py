@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 SETTLE_SECONDS = 0.1  # after a call PyTorch's threads spin for 15 ms, ONNX Runtime's for 75 ms
-WARM_SECONDS = 0.02  # a sample warms up at least so long: caches, clocks, sleeping processors
+WARM_SECONDS = 0.1  # a sample warms up at least so long: caches, clocks, sleeping processors
 SAMPLE_SECONDS = 0.005  # ... and lasts at least so long
 
 Call = Callable[[], object]
