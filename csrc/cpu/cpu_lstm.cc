@@ -252,7 +252,6 @@ void PlanPieces(const LstmProblem& p, const CpuKernels& kernels, const CpuLayout
       job->weights.size = pieces;
     }
   }
-  job->weight_blocks = WeightBlocks(kernels.vector_bytes);
   job->weight_stride = in_place ? 0 : CpuLayout::copied_stride(job->weight_rows);
 }
 
@@ -269,7 +268,8 @@ size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const C
   job->packed = arena.Take<void>(job->pack.size * layout.backward_panel_size() * bytes);
   PlanPieces(p, kernels, layout, workers, job);
   LayOutTeams<BackwardSlots<float>>(&arena, workers, layout.backward_team(job->teams.slots),
-                                    layout.backward_worker(*job, StoredBytes(p.dtype) != bytes),
+                                    layout.backward_worker(*job, WeightBlocks(kernels.vector_bytes),
+                                                           StoredBytes(p.dtype) != bytes),
                                     bytes, recurrent_panels, workspace != nullptr, &job->teams);
   job->x_rows = arena.Take<int64_t>(steps * 8);
   job->rows.size = p.batch;

@@ -125,7 +125,6 @@ struct BackwardJob {
   int64_t weight_rows;    // rows of d_kernel or d_recurrent_kernel in one piece
   int64_t weight_panels;  // panels of their columns in one piece
   int64_t weight_parts;   // 4: their gates apart; 1: their columns as one
-  int64_t weight_blocks;  // see WeightBlocks
   int64_t weight_stride;  // between copied rows of x or h; 0: they are read in place
   void* packed;
   int64_t* x_rows;      // (N) of each compact row: its row of x, b*T+t
@@ -212,10 +211,10 @@ struct CpuLayout {
   MASKED_LSTM_INLINE int64_t saved_tiles(int slots) const { return slots * panel_columns; }
   // One worker's: tiles between two parts of a panel, blocks of dG and of x or h, and the sums of a
   // piece of weight gradients, where results are half precision.
-  MASKED_LSTM_INLINE int64_t backward_worker(const BackwardJob& job, bool sums) const {
+  MASKED_LSTM_INLINE int64_t backward_worker(const BackwardJob& job, int64_t blocks,
+                                             bool sums) const {
     const int64_t columns = job.weight_panels * panel_columns;
-    return saved_tiles(kMaxSlots) +
-           job.weight_blocks * kWeightBlock * (columns + job.weight_stride) +
+    return saved_tiles(kMaxSlots) + blocks * kWeightBlock * (columns + job.weight_stride) +
            (sums ? (job.weight_rows + 1) * columns : 0);
   }
   // Between rows of a block of x or h: an odd number of lines, so that one column of them meets all
