@@ -46,6 +46,9 @@ BAD = {
     ),
     "initial_state: expected two arrays (h, c), got 1 of them": dict(initial_state=[P.d_h]),
     "initial_state: expected two arrays (h, c), got int": dict(initial_state=7),
+    "initial_state: expected two arrays (h, c), got None among them": dict(
+        initial_state=(P.d_h, None)
+    ),
     "initial_state[1] (c): expected shape (batch, units) = (3, 2), got (2, 2)": dict(
         initial_state=(P.d_h, P.d_h[1:])
     ),

@@ -1,5 +1,6 @@
-// masked_lstm._core: the core over NumPy arrays. Thin: python/masked_lstm/core.py makes arrays of
-// one dtype, C-contiguous, before it calls; shapes are checked here.
+// masked_lstm._core: the core over NumPy arrays. python/masked_lstm/core.py copies the arrays that
+// say which steps are valid; the others are checked here, where that takes less of a call of
+// microseconds.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -46,28 +47,75 @@ ArgumentShape ShapeOf(const MaybeArray& array) { return array ? ShapeOf(*array) 
 Array NewArray(const py::dtype& dtype, std::vector<py::ssize_t> shape) {
   size_t bytes = dtype.itemsize();
   for (py::ssize_t size : shape) bytes *= size;
+  if (bytes < kSmallestPooled) return Array(dtype, std::move(shape));
   auto block = std::make_unique<ScopedBlock>(bytes);
   py::capsule owner(block.get(), [](void* pointer) { delete static_cast<ScopedBlock*>(pointer); });
   return Array(dtype, std::move(shape), block.release()->memory(), owner);
 }
 
-// core.py has let through the dtypes of the core only; NumPy does not know bfloat16 as a float.
-DType DTypeOf(const Array& array) {
-  if (array.itemsize() == 8) return DType::kFloat64;
-  if (array.itemsize() == 4) return DType::kFloat32;
-  return array.dtype().is(py::dtype("float16")) ? DType::kFloat16 : DType::kBFloat16;
+// False where the core does not know the dtype. NumPy itself has no bfloat16, a package adds it.
+bool ParseDType(const py::dtype& dtype, DType* parsed) {
+  if (dtype.is(py::dtype::of<float>())) {
+    *parsed = DType::kFloat32;
+    return true;
+  }
+  if (!dtype.attr("isnative").cast<bool>()) return false;
+  const py::ssize_t bytes = dtype.itemsize();
+  if (dtype.kind() == 'f') {
+    *parsed = bytes == 8 ? DType::kFloat64 : bytes == 4 ? DType::kFloat32 : DType::kFloat16;
+    return bytes == 8 || bytes == 4 || bytes == 2;
+  }
+  *parsed = DType::kBFloat16;
+  return bytes == 2 && dtype.attr("name").cast<std::string>() == "bfloat16";
 }
 
-// (values,) of the type computed in.
-Array NewReserve(const LstmProblem& p, int64_t values) {
-  return NewArray(py::dtype(ComputeBytes(p.dtype) == 8 ? "float64" : "float32"), {values});
+py::dtype ComputeDType(DType dtype) {
+  return ComputeBytes(dtype) == 8 ? py::dtype::of<double>() : py::dtype::of<float>();
 }
 
-const void* DataOf(const MaybeArray& array) { return array ? array->data() : nullptr; }
+std::string TextOf(const py::handle& object) { return py::str(object).cast<std::string>(); }
+
+// What numpy.asarray makes of `value`.
+Array ArrayOf(const py::handle& value) { return Array(py::reinterpret_borrow<py::object>(value)); }
+
+Array InputsOf(const py::handle& value, DType* dtype) {
+  Array array = ArrayOf(value);
+  if (ParseDType(array.dtype(), dtype)) return array;
+  throw py::type_error("inputs: expected dtype float32, float64, float16 or bfloat16, got " +
+                       TextOf(array.dtype()));
+}
+
+Array FloatArray(const char* name, const py::handle& value, const py::dtype& dtype) {
+  Array array = ArrayOf(value);
+  if (array.dtype().is(dtype) || array.dtype().equal(dtype)) return array;
+  throw py::type_error(std::string(name) + ": expected dtype " + TextOf(dtype) +
+                       ", as inputs, got " + TextOf(array.dtype()));
+}
+
+MaybeArray MaybeFloatArray(const char* name, const py::handle& value, const py::dtype& dtype) {
+  if (value.is_none()) return std::nullopt;
+  return FloatArray(name, value, dtype);
+}
+
+// C-contiguous; a copy where the caller's array is not.
+const void* DataOf(Array* array) {
+  if (!(array->flags() & Array::c_style)) {
+    *array = py::module_::import("numpy").attr("ascontiguousarray")(*array);
+  }
+  return array->data();
+}
+
+const void* DataOf(MaybeArray* array) { return *array ? DataOf(&**array) : nullptr; }
 
 MaybeArray MaybeArrayOf(const py::handle& value) {
   if (value.is_none()) return std::nullopt;
   return value.cast<Array>();
+}
+
+bool TruthOf(const py::handle& object) {
+  const int truth = PyObject_IsTrue(object.ptr());
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
 }
 
 // The options every call has, in core.py's order.
@@ -78,36 +126,41 @@ struct Options {
   std::optional<std::string> isa;
 
   explicit Options(const py::tuple& o)
-      : go_backwards(o[0].cast<bool>()),
-        zero_output_for_mask(o[1].cast<bool>()),
-        return_sequences(o[2].cast<bool>()),
-        activation(o[3].cast<std::string>()),
-        recurrent_activation(o[4].cast<std::string>()),
+      : go_backwards(TruthOf(o[0])),
+        zero_output_for_mask(TruthOf(o[1])),
+        return_sequences(TruthOf(o[2])),
+        activation(TextOf(o[3])),
+        recurrent_activation(TextOf(o[4])),
         threads(o[5].cast<int>()),
         isa(o[6].cast<std::optional<std::string>>()) {}
 };
 
 // The arrays every call has, likewise.
 struct Inputs {
-  Array x, kernel, recurrent_kernel;
+  DType core_dtype;
+  Array x;
+  py::dtype dtype;
+  Array kernel, recurrent_kernel;
   MaybeArray bias, h0, c0, mask, sequence_lengths, input_factors, recurrent_factors, row_splits;
 
   explicit Inputs(const py::tuple& a)
-      : x(a[0].cast<Array>()),
-        kernel(a[1].cast<Array>()),
-        recurrent_kernel(a[2].cast<Array>()),
-        bias(MaybeArrayOf(a[3])),
-        h0(MaybeArrayOf(a[4])),
-        c0(MaybeArrayOf(a[5])),
+      : x(InputsOf(a[0], &core_dtype)),
+        dtype(x.dtype()),
+        kernel(FloatArray("kernel", a[1], dtype)),
+        recurrent_kernel(FloatArray("recurrent_kernel", a[2], dtype)),
+        bias(MaybeFloatArray("bias", a[3], dtype)),
+        h0(MaybeFloatArray("initial_state[0] (h)", a[4], dtype)),
+        c0(MaybeFloatArray("initial_state[1] (c)", a[5], dtype)),
         mask(MaybeArrayOf(a[6])),
         sequence_lengths(MaybeArrayOf(a[7])),
-        input_factors(MaybeArrayOf(a[8])),
-        recurrent_factors(MaybeArrayOf(a[9])),
+        input_factors(MaybeFloatArray("input_factors", a[8], dtype)),
+        recurrent_factors(MaybeFloatArray("recurrent_factors", a[9], dtype)),
         row_splits(MaybeArrayOf(a[10])) {}
 
-  LstmProblem Problem(const Options& options) const {
+  // The problem and its number of valid steps. Nothing is copied before all of it is checked.
+  LstmProblem Problem(const Options& options, int64_t* steps) {
     LstmProblem p;
-    p.dtype = DTypeOf(x);
+    p.dtype = core_dtype;
     p.go_backwards = options.go_backwards;
     p.zero_output_for_mask = options.zero_output_for_mask;
     p.return_sequences = options.return_sequences;
@@ -119,22 +172,23 @@ struct Inputs {
     ThrowIfError(ParseActivation("activation", options.activation.c_str(), &p.activation));
     ThrowIfError(ParseActivation("recurrent_activation", options.recurrent_activation.c_str(),
                                  &p.recurrent_activation));
-    p.row_splits = static_cast<const int64_t*>(DataOf(row_splits));
+    p.row_splits = static_cast<const int64_t*>(DataOf(&row_splits));
     ThrowIfError(
         CheckArguments({ShapeOf(x), ShapeOf(kernel), ShapeOf(recurrent_kernel), ShapeOf(bias),
                         ShapeOf(h0), ShapeOf(c0), ShapeOf(mask), ShapeOf(sequence_lengths),
                         ShapeOf(input_factors), ShapeOf(recurrent_factors), ShapeOf(row_splits)},
                        &p));
-    p.x = x.data();
-    p.kernel = kernel.data();
-    p.recurrent_kernel = recurrent_kernel.data();
-    p.bias = DataOf(bias);
-    p.h0 = DataOf(h0);
-    p.c0 = DataOf(c0);
-    p.input_factors = DataOf(input_factors);
-    p.recurrent_factors = DataOf(recurrent_factors);
-    p.mask = static_cast<const uint8_t*>(DataOf(mask));
-    p.sequence_lengths = static_cast<const int32_t*>(DataOf(sequence_lengths));
+    p.mask = static_cast<const uint8_t*>(DataOf(&mask));
+    p.sequence_lengths = static_cast<const int32_t*>(DataOf(&sequence_lengths));
+    ThrowIfError(CountValidSteps(p, steps));
+    p.x = DataOf(&x);
+    p.kernel = DataOf(&kernel);
+    p.recurrent_kernel = DataOf(&recurrent_kernel);
+    p.bias = DataOf(&bias);
+    p.h0 = DataOf(&h0);
+    p.c0 = DataOf(&c0);
+    p.input_factors = DataOf(&input_factors);
+    p.recurrent_factors = DataOf(&recurrent_factors);
     return p;
   }
 };
@@ -168,22 +222,21 @@ std::vector<py::ssize_t> OutputsShape(const LstmProblem& p) {
 }
 
 py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_reserve) {
-  const Inputs inputs(arrays);
+  Inputs inputs(arrays);
   const Options options(more);
   const int threads = options.threads;
   LstmForward call;
-  call.problem = inputs.Problem(options);
-  const LstmProblem& p = call.problem;
   int64_t steps = 0;
+  call.problem = inputs.Problem(options, &steps);
+  const LstmProblem& p = call.problem;
   size_t bytes = 0;
-  ThrowIfError(CountValidSteps(p, &steps));
   ThrowIfError(LstmForwardWorkspaceBytes(p, threads, &bytes));
-  const py::dtype dtype = inputs.x.dtype();
+  const py::dtype& dtype = inputs.dtype;
   Array outputs = NewArray(dtype, OutputsShape(p));
   Array h = NewArray(dtype, {p.batch, p.units}), c = NewArray(dtype, {p.batch, p.units});
   py::object reserve = py::none();
   if (save_reserve) {
-    Array saved = NewReserve(p, steps * 5 * p.units);
+    Array saved = NewArray(ComputeDType(p.dtype), {steps * 5 * p.units});
     call.reserve = saved.mutable_data();
     reserve = saved;
   }
@@ -198,17 +251,22 @@ py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_rese
   return py::make_tuple(outputs, h, c, reserve);
 }
 
-py::tuple Backward(const py::tuple& arrays, const py::tuple& more, MaybeArray reserve,
-                   MaybeArray d_outputs, MaybeArray d_h, MaybeArray d_c, bool overwrite_reserve) {
-  const Inputs inputs(arrays);
+py::tuple Backward(const py::tuple& arrays, const py::tuple& more, const py::object& saved,
+                   const py::object& d_outputs_given, const py::object& d_h_given,
+                   const py::object& d_c_given, bool overwrite_reserve) {
+  Inputs inputs(arrays);
+  const py::dtype& dtype = inputs.dtype;
+  MaybeArray reserve = MaybeFloatArray("reserve", saved, ComputeDType(inputs.core_dtype));
+  MaybeArray d_outputs = MaybeFloatArray("d_outputs", d_outputs_given, dtype);
+  MaybeArray d_h = MaybeFloatArray("d_h", d_h_given, dtype);
+  MaybeArray d_c = MaybeFloatArray("d_c", d_c_given, dtype);
   const Options options(more);
   const int threads = options.threads;
   LstmBackward call;
-  call.problem = inputs.Problem(options);
-  const LstmProblem& p = call.problem;
   int64_t steps = 0;
+  call.problem = inputs.Problem(options, &steps);
+  const LstmProblem& p = call.problem;
   size_t bytes = 0;
-  ThrowIfError(CountValidSteps(p, &steps));
   const int64_t padded_steps = p.row_splits ? p.row_splits[p.batch] : p.batch * p.timesteps;
   ThrowIfError(
       CheckResultGradients(p, padded_steps, ShapeOf(d_outputs), ShapeOf(d_h), ShapeOf(d_c)));
@@ -217,7 +275,6 @@ py::tuple Backward(const py::tuple& arrays, const py::tuple& more, MaybeArray re
                             "(5 * units * valid steps,)"));
   }
   ThrowIfError(LstmBackwardWorkspaceBytes(p, reserve.has_value(), threads, &bytes));
-  const py::dtype dtype = inputs.x.dtype();
   const bool in_place = overwrite_reserve && reserve && reserve->writeable();
   const size_t scratch_bytes = in_place ? 0 : steps * 5 * p.units * ComputeBytes(p.dtype);
   Array dx = NewArray(dtype, SequencesShape(p, p.input_dim));
@@ -225,10 +282,10 @@ py::tuple Backward(const py::tuple& arrays, const py::tuple& more, MaybeArray re
   Array d_recurrent_kernel = NewArray(dtype, {p.units, 4 * p.units});
   Array d_bias = NewArray(dtype, {4 * p.units});
   Array dh0 = NewArray(dtype, {p.batch, p.units}), dc0 = NewArray(dtype, {p.batch, p.units});
-  call.reserve = DataOf(reserve);
-  call.d_outputs = DataOf(d_outputs);
-  call.d_h = DataOf(d_h);
-  call.d_c = DataOf(d_c);
+  call.reserve = DataOf(&reserve);
+  call.d_outputs = DataOf(&d_outputs);
+  call.d_h = DataOf(&d_h);
+  call.d_c = DataOf(&d_c);
   call.dx = dx.mutable_data();
   call.d_kernel = d_kernel.mutable_data();
   call.d_recurrent_kernel = d_recurrent_kernel.mutable_data();
@@ -282,10 +339,13 @@ Array ApplyActivation(const std::string& name, Array x, const std::string& isa) 
   if (name != "sigmoid" && name != "tanh") {
     throw py::value_error("name: expected sigmoid or tanh, got '" + name + "'");
   }
+  DType dtype;
+  InputsOf(x, &dtype);
+  const auto apply = (name == "tanh" ? kernels.tanh : kernels.sigmoid)[static_cast<int>(dtype)];
+  const void* values = DataOf(&x);
   Array y = NewArray(x.dtype(), {x.size()});
-  const int dtype = static_cast<int>(DTypeOf(x));
   const ScopedFloatMode mode;
-  (name == "tanh" ? kernels.tanh : kernels.sigmoid)[dtype](x.data(), y.mutable_data(), x.size());
+  apply(values, y.mutable_data(), x.size());
   return y;
 }
 

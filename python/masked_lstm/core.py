@@ -4,7 +4,6 @@ Letters: B batch, T timesteps as padded, D input_dim, U units, N valid timesteps
 The arithmetic and the meaning of masks: docs/contract.md, and masked_lstm.reference in NumPy.
 """
 
-import functools
 import os
 
 import numpy as np
@@ -13,28 +12,8 @@ from masked_lstm import _core
 from masked_lstm.results import Forward, Gradients
 
 
-@functools.cache
-def _compute_dtype(dtype):
-    """What is computed in, None if nothing is: half precision is only how arrays are stored."""
-    # By name: bfloat16 comes from the package ml_dtypes, which may be missing.
-    if not dtype.isnative or dtype.name not in ("float32", "float64", "float16", "bfloat16"):
-        return None
-    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
-
-
 def _count(value):
     return f"{len(value)} of them" if isinstance(value, (list, tuple)) else type(value).__name__
-
-
-def _float_array(name, value, dtype=None):
-    array = np.asarray(value)
-    if array.dtype is not dtype:  # the quick answer: a call may take microseconds
-        if dtype is None and _compute_dtype(array.dtype) is None:
-            expected = "float32, float64, float16 or bfloat16"
-            raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
-        if dtype is not None and array.dtype != dtype:
-            raise TypeError(f"{name}: expected dtype {dtype}, as inputs, got {array.dtype}")
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def _arguments(
@@ -49,13 +28,7 @@ def _arguments(
     recurrent_factors,
     row_splits,
 ):
-    """The native call's first arguments: contiguous arrays of one dtype."""
-    inputs = _float_array("inputs", inputs)
-    dtype = inputs.dtype
-    kernel = _float_array("kernel", kernel, dtype)
-    recurrent_kernel = _float_array("recurrent_kernel", recurrent_kernel, dtype)
-    if bias is not None:
-        bias = _float_array("bias", bias, dtype)
+    """The native call's first argument. Float arrays are checked there."""
     if mask is not None:
         mask = np.asarray(mask)
         if mask.dtype != np.bool_:
@@ -70,12 +43,9 @@ def _arguments(
             raise ValueError(
                 f"initial_state: expected two arrays (h, c), got {_count(initial_state)}"
             )
-        h0 = _float_array("initial_state[0] (h)", initial_state[0], dtype)
-        c0 = _float_array("initial_state[1] (c)", initial_state[1], dtype)
-    if input_factors is not None:
-        input_factors = _float_array("input_factors", input_factors, dtype)
-    if recurrent_factors is not None:
-        recurrent_factors = _float_array("recurrent_factors", recurrent_factors, dtype)
+        h0, c0 = initial_state
+        if h0 is None or c0 is None:
+            raise ValueError("initial_state: expected two arrays (h, c), got None among them")
     if row_splits is not None:
         row_splits = np.asarray(row_splits)
         if row_splits.dtype.kind not in "iu":
@@ -102,14 +72,17 @@ def _lengths_array(value):
 
 def _options(backwards, zeros, sequences, activation, recurrent_activation, num_threads, isa):
     """The native call's second argument."""
-    flags = (bool(backwards), bool(zeros), bool(sequences))
-    return (*flags, str(activation), str(recurrent_activation), _thread_count(num_threads), isa)
+    threads = _thread_count(num_threads)
+    return backwards, zeros, sequences, activation, recurrent_activation, threads, isa
+
+
+_THREAD_COUNTS = range(1, 1025)
 
 
 def _thread_count(num_threads):
     if num_threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if num_threads not in range(1, 1025):
+    if num_threads not in _THREAD_COUNTS:
         raise ValueError(f"num_threads: expected a whole number from 1 to 1024, got {num_threads}")
     return int(num_threads)
 
@@ -243,17 +216,6 @@ def backward(
         recurrent_factors,
         row_splits,
     )
-    dtype = arguments[0].dtype
-    given = {
-        "reserve": (reserve, _compute_dtype(dtype)),
-        "d_outputs": (d_outputs, dtype),
-        "d_h": (d_h, dtype),
-        "d_c": (d_c, dtype),
-    }
-    gradients = [
-        None if value is None else _float_array(name, value, expected)
-        for name, (value, expected) in given.items()
-    ]
     options = _options(
         go_backwards,
         zero_output_for_mask,
@@ -263,6 +225,7 @@ def backward(
         num_threads,
         isa,
     )
+    gradients = (reserve, d_outputs, d_h, d_c)
     return Gradients(*_core.backward(arguments, options, *gradients, bool(overwrite_reserve)))
 
 
