@@ -66,9 +66,11 @@ class BackwardTeam {
     const T* packed = static_cast<const T*>(job_.packed);
     const T* panel = packed + panel_index * layout_.backward_panel_size();
     if (p_.recurrent_factors == nullptr) {
+      const ReadAfter<T> read = {slots_.saved_gates, slots_.saved_c, slots_.d_output, p_.units,
+                                 sizeof(Stored)};
       MultiplyPanel(panel, packed + queue_->LikelyNext(panel_index) * layout_.backward_panel_size(),
                     job_.teams.fetch, 4 * p_.units, slots_.d_gates, slots_.active, column,
-                    p_.units - column, slots_.dh, saved_tiles_);
+                    p_.units - column, slots_.dh, saved_tiles_, &read);
     } else {
       const Stored* factors[kMaxSlots];
       for (int s = 0; s < slots_.active; ++s) {
@@ -126,7 +128,17 @@ class BackwardTeam {
     slots_.d_gates[s] = d_gates_ + n * 4 * p_.units;
     slots_.step[s] = step;
     slots_.position[s] = position;
-    if (step > 0) slots_.before[s] = StepsOfRow(p_, row).Next(position, direction());
+    slots_.saved_gates[s] = slots_.d_gates[s];
+    slots_.saved_c[s] = slots_.dh[s];
+    slots_.d_output[s] = slots_.dh[s];
+    if (step == 0) return;
+    slots_.before[s] = StepsOfRow(p_, row).Next(position, direction());
+    slots_.saved_gates[s] = gates_ + (n - 1) * 4 * p_.units;
+    if (step > 1) slots_.saved_c[s] = cells_ + (n - 2) * p_.units;
+    if (call_.d_outputs != nullptr && p_.return_sequences) {
+      const int64_t at = StartOfRow(p_, row) + OutputPosition(p_, row, slots_.before[s]);
+      slots_.d_output[s] = static_cast<const Stored*>(call_.d_outputs) + at * p_.units;
+    }
   }
 
   // Adds to dh[u, end) what the outputs of a step received: its own position and, where outputs
@@ -155,14 +167,10 @@ class BackwardTeam {
   // What GateGradients of slot s will read.
   MASKED_LSTM_INLINE void FetchStep(int s, int64_t begin, int64_t end) const {
     if (s >= slots_.active || slots_.step[s] == 0) return;
-    const int64_t row = slots_.row[s], U = p_.units, n = end - begin;
-    const int64_t before = job_.schedule.first[row] + slots_.step[s] - 1;
-    if (call_.d_outputs != nullptr && p_.return_sequences) {
-      const int64_t at = StartOfRow(p_, row) + OutputPosition(p_, row, slots_.before[s]);
-      FetchLines(static_cast<const Stored*>(call_.d_outputs) + at * U + begin, n);
-    }
-    for (int gate = 0; gate < 4; ++gate) FetchLines(gates_ + (before * 4 + gate) * U + begin, n);
-    if (slots_.step[s] > 1) FetchLines(cells_ + (before - 1) * U + begin, n);
+    const int64_t U = p_.units, n = end - begin;
+    FetchLines(static_cast<const Stored*>(slots_.d_output[s]) + begin, n);
+    for (int gate = 0; gate < 4; ++gate) FetchLines(slots_.saved_gates[s] + gate * U + begin, n);
+    FetchLines(slots_.saved_c[s] + begin, n);
   }
 
   void GateGradients(int s, int64_t step, int64_t position, int64_t after, int64_t begin,
@@ -252,6 +260,9 @@ class BackwardTeam {
     slots_.step[to] = slots_.step[from];
     slots_.position[to] = slots_.position[from];
     slots_.before[to] = slots_.before[from];
+    slots_.saved_gates[to] = slots_.saved_gates[from];
+    slots_.saved_c[to] = slots_.saved_c[from];
+    slots_.d_output[to] = slots_.d_output[from];
   }
 
   BackwardJob& job_;

@@ -11,19 +11,52 @@
 namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
+// What is read for each row once its product is done: fetched into the second-level cache
+// meanwhile, when memory has nothing else to do.
+template <typename T>
+struct ReadAfter {
+  const T* const* gates;         // (4U)
+  const T* const* cells;         // (U)
+  const void* const* d_outputs;  // (U), of `stored_bytes` each
+  int64_t units, stored_bytes;
+
+  MASKED_LSTM_INLINE void Fetch(int64_t row, int64_t column, int64_t n) const {
+    for (int gate = 0; gate < 4; ++gate) FetchLines<2>(gates[row] + gate * units + column, n);
+    FetchLines<2>(cells[row] + column, n);
+    FetchLines<2>(static_cast<const char*>(d_outputs[row]) + column * stored_bytes,
+                  n * stored_bytes);
+  }
+};
+
 // Rows [begin, end) of the panel (`depth` in all) for S rows of dG and V of the panel's 4 vectors.
 // The last part writes the first `columns` columns to to[s] + offset; without `to`, into memory.
+// `read`: of rows from `first` on; or null.
 template <typename T, int S, int V>
 static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int64_t end,
                                               int64_t depth, const T* const* d_gates,
                                               int64_t offset, int64_t columns, T* const* to,
-                                              T* memory, Ahead ahead) {
+                                              T* memory, Ahead ahead, const ReadAfter<T>* read,
+                                              int64_t first) {
   Tile<T, S, V> tile;
   tile.Clear();
   const T* rows[S];
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) rows[s] = d_gates[s] + begin;
-  tile.AddRows(panel + begin * kPanelColumns<T>, rows, end - begin, ahead);
+  panel += begin * kPanelColumns<T>;
+  const int64_t length = end - begin;
+  // As many fetches at once as the processor can keep waiting.
+  const int chunks = read != nullptr && end == depth ? S : 1;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t part = length * (chunk + 1) / chunks - length * chunk / chunks;
+    if (chunks > 1) {
+      read->Fetch(first + chunk, offset, columns < V * kWidth<T> ? columns : V * kWidth<T>);
+    }
+    tile.AddRows(panel, rows, part, ahead);
+    panel += part * kPanelColumns<T>;
+    ahead.from += part * ahead.stride;
+#pragma GCC unroll 6
+    for (int s = 0; s < S; ++s) rows[s] += part;
+  }
   if (begin > 0) tile.Add(memory);
   if (end < depth || to == nullptr) {
     tile.Save(memory);
@@ -54,11 +87,11 @@ static MASKED_LSTM_NOINLINE void StoreSaved(const T* memory, int rows, Stored* c
 
 // to[r][offset ...] = d_gates[r] . panel for all `rows` rows. The sum of a row is the sum of block
 // sums of kDepthBlock, in order. `next`: the panel that will be wanted after this one; fetched
-// where `fetch`.
+// where `fetch`. `read`: or null.
 template <typename T, int V, typename Stored>
 static void MultiplyPanelOf(const T* panel, const T* next, bool fetch, int64_t depth,
                             const T* const* d_gates, int64_t rows, int64_t offset, int64_t columns,
-                            Stored* const* to, T* memory) {
+                            Stored* const* to, T* memory, const ReadAfter<T>* read) {
   for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
     const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
     const T* after = end < depth ? panel + end * kPanelColumns<T> : next;
@@ -68,7 +101,8 @@ static void MultiplyPanelOf(const T* panel, const T* next, bool fetch, int64_t d
       T* const* direct = nullptr;
       if constexpr (sizeof(Stored) == sizeof(T)) direct = to + first;
       MultiplyTile<T, S, V>(panel, begin, end, depth, d_gates + first, offset, columns, direct,
-                            saved, ShareOfPanel<T>(fetch, after, end - begin, tile, tiles));
+                            saved, ShareOfPanel<T>(fetch, after, end - begin, tile, tiles), read,
+                            first);
       if constexpr (sizeof(Stored) != sizeof(T)) {
         if (end == depth) StoreSaved(saved, S, to + first, offset, columns);
       }
@@ -79,12 +113,13 @@ static void MultiplyPanelOf(const T* panel, const T* next, bool fetch, int64_t d
 template <typename T, typename Stored>
 MASKED_LSTM_INLINE void MultiplyPanel(const T* panel, const T* next, bool fetch, int64_t depth,
                                       const T* const* d_gates, int64_t rows, int64_t offset,
-                                      int64_t columns, Stored* const* to, T* memory) {
+                                      int64_t columns, Stored* const* to, T* memory,
+                                      const ReadAfter<T>* read = nullptr) {
   const auto multiply = columns > 3 * kWidth<T>   ? MultiplyPanelOf<T, 4, Stored>
                         : columns > 2 * kWidth<T> ? MultiplyPanelOf<T, 3, Stored>
                         : columns > kWidth<T>     ? MultiplyPanelOf<T, 2, Stored>
                                                   : MultiplyPanelOf<T, 1, Stored>;
-  multiply(panel, next, fetch, depth, d_gates, rows, offset, columns, to, memory);
+  multiply(panel, next, fetch, depth, d_gates, rows, offset, columns, to, memory, read);
 }
 
 // S rows where every gate's product has factors of its own: to[s] = sum over the gates of (dG of

@@ -55,13 +55,14 @@ MASKED_LSTM_INLINE Ahead ShareOfPanel(bool fetch, const void* panel, int64_t row
   return {static_cast<const char*>(panel) + tile * rows * stride, stride};
 }
 
-// Fetches n values into the first-level cache. Inlined, with all its callers: GCC takes a function
-// that does nothing else for one without effect, and leaves its calls out.
-template <typename V>
+// Fetches n values into the first-level cache, or only into the second. Inlined, with all its
+// callers: GCC takes a function that does nothing else for one without effect, and leaves its calls
+// out.
+template <int Locality = 3, typename V>
 MASKED_LSTM_INLINE void FetchLines(const V* values, int64_t n) {
   const char *at = reinterpret_cast<const char*>(values), *end = at + n * sizeof(V);
-  for (; at < end; at += 64) __builtin_prefetch(at);
-  __builtin_prefetch(end - 1);
+  for (; at < end; at += 64) __builtin_prefetch(at, 0, Locality);
+  __builtin_prefetch(end - 1, 0, Locality);
 }
 
 template <typename T, int S, int V = 4>
