@@ -79,10 +79,7 @@ class BackwardTeam {
       MultiplyGatesPanel(panel, p_.units, slots_.d_gates, factors, p_.batch * p_.units,
                          slots_.active, column, p_.units - column, slots_.dh, saved_tiles_);
     }
-    constexpr int kSlotsAhead = 2;
-    for (int s = 0; s < kSlotsAhead; ++s) FetchStep(s, column, end);
     for (int s = 0; s < slots_.active; ++s) {
-      FetchStep(s + kSlotsAhead, column, end);
       if (slots_.step[s] > 0) {
         GateGradients(s, slots_.step[s] - 1, slots_.before[s], slots_.position[s], column, end);
       }
@@ -162,15 +159,6 @@ class BackwardTeam {
         StoreFirst(dh + i, LoadFirst(dh + i, end - i) + LoadFirst(d_output + i, end - i), end - i);
       }
     }
-  }
-
-  // What GateGradients of slot s will read.
-  MASKED_LSTM_INLINE void FetchStep(int s, int64_t begin, int64_t end) const {
-    if (s >= slots_.active || slots_.step[s] == 0) return;
-    const int64_t U = p_.units, n = end - begin;
-    FetchLines(static_cast<const Stored*>(slots_.d_output[s]) + begin, n);
-    for (int gate = 0; gate < 4; ++gate) FetchLines(slots_.saved_gates[s] + gate * U + begin, n);
-    FetchLines(slots_.saved_c[s] + begin, n);
   }
 
   void GateGradients(int s, int64_t step, int64_t position, int64_t after, int64_t begin,
