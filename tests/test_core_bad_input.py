@@ -55,6 +55,9 @@ BAD = {
     "instruction set: expected generic, avx2, avx512, avx512_bf16 or amx_bf16, got 'mmx'": dict(
         isa="mmx"
     ),
+    "instruction set: expected generic, avx2, avx512, avx512_bf16 or amx_bf16, got '5'": dict(
+        isa=5
+    ),
     "num_threads: expected a whole number from 1 to 1024, got 0": dict(num_threads=0),
     "num_threads: expected a whole number from 1 to 1024, got nan": dict(num_threads=float("nan")),
 }

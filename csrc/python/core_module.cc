@@ -132,7 +132,7 @@ struct Options {
         activation(TextOf(o[3])),
         recurrent_activation(TextOf(o[4])),
         threads(o[5].cast<int>()),
-        isa(o[6].cast<std::optional<std::string>>()) {}
+        isa(o[6].is_none() ? std::nullopt : std::make_optional(TextOf(o[6]))) {}
 };
 
 // The arrays every call has, likewise.
