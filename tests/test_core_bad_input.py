@@ -9,6 +9,7 @@ from masked_lstm import _core, core
 P = make_problem(3, 5, 4, 2, dtype="float32")
 GOOD = dict(inputs=P.inputs, kernel=P.kernel, recurrent_kernel=P.recurrent_kernel, bias=P.bias)
 ONES = np.ones((3, 5), bool)
+ACTIVATIONS = "expected tanh, sigmoid, relu, hard_sigmoid, linear or softsign"
 
 BAD = {
     "inputs: expected shape (batch, timesteps, input_dim), got (5, 4)": dict(inputs=P.inputs[0]),
@@ -18,6 +19,7 @@ BAD = {
     "inputs: expected dtype float32, float64, float16 or bfloat16, got >f4": dict(
         inputs=P.inputs.astype(">f4")
     ),
+    "kernel: expected an array, got None": dict(kernel=None),
     "kernel: expected dtype float32, as inputs, got >f4": dict(kernel=P.kernel.astype(">f4")),
     "kernel: expected shape (input_dim, 4*units) = (4, 8), got (3, 8)": dict(kernel=P.kernel[1:]),
     "kernel: expected dtype float32, as inputs, got float64": dict(kernel=P.kernel.astype(float)),
@@ -58,6 +60,12 @@ BAD = {
     "instruction set: expected generic, avx2, avx512, avx512_bf16 or amx_bf16, got '5'": dict(
         isa=5
     ),
+    "recurrent_factors: expected dtype float32, as inputs, got float16": dict(
+        recurrent_factors=np.ones((4, 3, 2), np.float16)
+    ),
+    "go_backwards: expected True or False, got numpy.ndarray": dict(go_backwards=np.ones(2)),
+    f"activation: {ACTIVATIONS}, got 'tanh\\x00s'": dict(activation="tanh\0s"),
+    f"activation: {ACTIVATIONS}, got '\\ud800'": dict(activation="\ud800"),
     "num_threads: expected a whole number from 1 to 1024, got 0": dict(num_threads=0),
     "num_threads: expected a whole number from 1 to 1024, got nan": dict(num_threads=float("nan")),
 }
@@ -83,12 +91,31 @@ def test_one_clear_sentence(sentence, function):
             "reserve: expected shape (5 * units * valid steps,) = (150,), got (149,)",
             dict(reserve=np.zeros(149, "f")),
         ),
+        (
+            "reserve: expected dtype float32, as forward gave it, got float16",
+            dict(reserve=np.zeros(150, np.float16)),
+        ),
+        ("d_c: expected dtype float32, as inputs, got float64", dict(d_c=np.zeros((3, 2)))),
     ],
 )
 def test_bad_gradients(sentence, arguments):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((ValueError, TypeError)) as error:
         core.backward(**GOOD, **arguments)
     assert str(error.value) == sentence
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of setting a dtype
+def test_arrays_that_change_meanwhile():
+    """Options run Python of the caller's; what it makes of an array is what is checked."""
+    inputs = P.inputs.copy()
+
+    class Sly:
+        def __bool__(self):
+            inputs.dtype = np.float16
+            return False
+
+    with pytest.raises(TypeError, match="kernel: expected dtype float16, as inputs, got float32"):
+        core.forward(**{**GOOD, "inputs": inputs}, go_backwards=Sly())
 
 
 @pytest.mark.parametrize(
@@ -122,10 +149,54 @@ def test_isa_of_the_environment(monkeypatch):
             core.forward(**GOOD)
 
 
-def test_arguments_are_converted_without_harm():
-    """Strided and read-only arrays, lists of lengths: copied where needed, never written."""
-    expected = core.forward(**GOOD)
-    strided = np.repeat(P.inputs, 2, axis=2)[:, :, ::2]
-    strided.flags.writeable = False
-    actual = core.forward(**{**GOOD, "inputs": strided}, sequence_lengths=[5, 5, 5])
-    np.testing.assert_array_equal(actual.outputs, expected.outputs)
+def strided(array):
+    wide = np.full((*array.shape, 2), 99, array.dtype)
+    wide[..., 0] = array
+    return wide[..., 0]
+
+
+def misaligned(array):
+    memory = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    memory[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
+    return memory.view(array.dtype).reshape(array.shape)
+
+
+def subclass(array):
+    return array.view(type("Subclass", (np.ndarray,), {}))
+
+
+@pytest.mark.parametrize("change", [strided, misaligned, subclass, np.ndarray.tolist])
+@pytest.mark.parametrize("overwrite_reserve", [False, True])
+def test_arguments_are_converted_without_harm(change, overwrite_reserve):
+    """Arrays of any layout: copied where needed, in place where asked; never written else."""
+    p = make_problem(3, 5, 4, 2, dtype="float64")  # what a list becomes
+    rng = np.random.default_rng(1)
+    factors = [rng.standard_normal((4, 3, n)) for n in (4, 2)]
+
+    def run(change):
+        def changed(array):
+            array = change(array)
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+            return array
+
+        x, *weights = (changed(array) for array in (p.inputs, *p.weights()))
+        options = dict(
+            sequence_lengths=change(np.array([5, 2, 3])),
+            initial_state=[changed(state) for state in p.initial_state],
+            input_factors=changed(factors[0]),
+            recurrent_factors=changed(factors[1]),
+        )
+        result = core.forward(x, *weights, save_reserve=True, **options)
+        d_results = [changed(d) for d in (p.d_outputs, p.d_h, p.d_c)]
+        gradients = core.backward(
+            x,
+            *weights,
+            change(result.reserve),
+            *d_results,
+            overwrite_reserve=overwrite_reserve,
+            **options,
+        )
+        return [array.tobytes() for array in (*result[:3], *gradients)]
+
+    assert run(change) == run(np.copy)

@@ -116,7 +116,7 @@ def test_overwriting_the_reserve_changes_nothing():
 
 def test_results_keep_their_memory():
     """Memory of dropped arrays is used again, memory of others is not."""
-    problem = make_problem(20, 30, 5, 12, "right", "float32")
+    problem = make_problem(20, 80, 5, 12, "right", "float32")  # outputs: 75 KiB, large enough
     results = [run(problem) for _ in range(3)]
     expected = [array.copy() for array in (*results[1][0], *results[1][1])]
     view = results[1][0].outputs[3:]

@@ -44,11 +44,13 @@ static MASKED_LSTM_NOINLINE void MultiplyTile(const T* panel, int64_t begin, int
   for (int s = 0; s < S; ++s) rows[s] = d_gates[s] + begin;
   panel += begin * kPanelColumns<T>;
   const int64_t length = end - begin;
-  // As many fetches at once as the processor can keep waiting.
-  const int chunks = read != nullptr && end == depth ? S : 1;
+  // A row's lines before each of S parts of the product: the processor cannot keep them all waiting
+  // at once.
+  const bool fetch = read != nullptr && end == depth;
+  const int chunks = fetch ? S : 1;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int64_t part = length * (chunk + 1) / chunks - length * chunk / chunks;
-    if (chunks > 1) {
+    if (fetch) {
       read->Fetch(first + chunk, offset, columns < V * kWidth<T> ? columns : V * kWidth<T>);
     }
     tile.AddRows(panel, rows, part, ahead);

@@ -68,7 +68,8 @@ struct alignas(64) BackwardSlots {
   int64_t position[kMaxSlots];  // of step k, as x is indexed
   int64_t before[kMaxSlots];    // of step k - 1, where k > 0
   // What the gate gradients of step k - 1 will read: (4U) its gates, (U) c_{k-2} and (U) the
-  // gradient of its output; memory in use anyway where there is nothing.
+  // gradient of its output; memory in use anyway where there is nothing. (Products with factors
+  // fetch nothing.)
   const T* saved_gates[kMaxSlots];
   const T* saved_c[kMaxSlots];
   const void* d_output[kMaxSlots];

@@ -60,9 +60,10 @@ MASKED_LSTM_INLINE Ahead ShareOfPanel(bool fetch, const void* panel, int64_t row
 // out.
 template <int Locality = 3, typename V>
 MASKED_LSTM_INLINE void FetchLines(const V* values, int64_t n) {
-  const char *at = reinterpret_cast<const char*>(values), *end = at + n * sizeof(V);
-  for (; at < end; at += 64) __builtin_prefetch(at, 0, Locality);
-  __builtin_prefetch(end - 1, 0, Locality);
+  const char* from = reinterpret_cast<const char*>(values);
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(V));
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, Locality);
+  __builtin_prefetch(from + bytes - 1, 0, Locality);
 }
 
 template <typename T, int S, int V = 4>

@@ -118,7 +118,11 @@ class WeightGradients {
         ForEachTile(of.rows, [&](int64_t first, auto tag, int64_t tile, int64_t tiles) {
           Ahead ahead = NothingAhead(d_gates);
           if constexpr (kBlocks == 1) {
-            if (next.length > 0) ahead = LineOfGates(of, next.begin, from, tile, ahead);
+            // The last block may have fewer rows than are fetched here: its own and some before.
+            if (next.length > 0) {
+              const int64_t first_row = next.begin < total - length ? next.begin : total - length;
+              ahead = LineOfGates(of, first_row, from, tile, ahead);
+            }
           } else {
             CopyShare(of, &next, ++done, tiles * panels);
           }

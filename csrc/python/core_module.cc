@@ -73,50 +73,70 @@ py::dtype ComputeDType(DType dtype) {
   return ComputeBytes(dtype) == 8 ? py::dtype::of<double>() : py::dtype::of<float>();
 }
 
-std::string TextOf(const py::handle& object) { return py::str(object).cast<std::string>(); }
+// Text, or what str() makes of something else: for an error's sentence. What C strings and UTF-8
+// cannot hold comes escaped.
+std::string TextOf(const py::handle& object) {
+  const py::object text = py::isinstance<py::str>(object)
+                              ? py::reinterpret_borrow<py::object>(object)
+                              : py::str(object);
+  const auto bytes = py::reinterpret_steal<py::bytes>(
+      PyUnicode_AsEncodedString(text.ptr(), "utf-8", "backslashreplace"));
+  if (!bytes) throw py::error_already_set();
+  std::string result(bytes);
+  for (size_t at; (at = result.find('\0')) != std::string::npos;) result.replace(at, 1, "\\x00");
+  return result;
+}
 
-// What numpy.asarray makes of `value`.
-Array ArrayOf(const py::handle& value) { return Array(py::reinterpret_borrow<py::object>(value)); }
+bool TruthOf(const char* name, const py::handle& object) {
+  const int truth = PyObject_IsTrue(object.ptr());
+  if (truth >= 0) return truth != 0;
+  PyErr_Clear();
+  throw py::type_error(std::string(name) + ": expected True or False, got " +
+                       Py_TYPE(object.ptr())->tp_name);
+}
 
-Array InputsOf(const py::handle& value, DType* dtype) {
-  Array array = ArrayOf(value);
-  if (ParseDType(array.dtype(), dtype)) return array;
-  throw py::type_error("inputs: expected dtype float32, float64, float16 or bfloat16, got " +
+// As numpy.asarray, which leaves arrays of a subclass to it.
+Array ArrayOf(const char* name, const py::handle& value) {
+  if (value.is_none()) throw py::type_error(std::string(name) + ": expected an array, got None");
+  return Array(py::reinterpret_borrow<py::object>(value));
+}
+
+MaybeArray MaybeArrayOf(const char* name, const py::handle& value) {
+  if (value.is_none()) return std::nullopt;
+  return ArrayOf(name, value);
+}
+
+DType DTypeOf(const char* name, const Array& array) {
+  DType dtype;
+  if (ParseDType(array.dtype(), &dtype)) return dtype;
+  throw py::type_error(std::string(name) +
+                       ": expected dtype float32, float64, float16 or bfloat16, got " +
                        TextOf(array.dtype()));
 }
 
-Array FloatArray(const char* name, const py::handle& value, const py::dtype& dtype) {
-  Array array = ArrayOf(value);
-  if (array.dtype().is(dtype) || array.dtype().equal(dtype)) return array;
-  throw py::type_error(std::string(name) + ": expected dtype " + TextOf(dtype) +
-                       ", as inputs, got " + TextOf(array.dtype()));
+// `as`: where the dtype comes from, in words.
+void CheckDType(const char* name, const Array& array, const py::dtype& dtype,
+                const char* as = "as inputs") {
+  if (array.dtype().is(dtype) || array.dtype().equal(dtype)) return;
+  throw py::type_error(std::string(name) + ": expected dtype " + TextOf(dtype) + ", " + as +
+                       ", got " + TextOf(array.dtype()));
 }
 
-MaybeArray MaybeFloatArray(const char* name, const py::handle& value, const py::dtype& dtype) {
-  if (value.is_none()) return std::nullopt;
-  return FloatArray(name, value, dtype);
+void CheckDType(const char* name, const MaybeArray& array, const py::dtype& dtype,
+                const char* as = "as inputs") {
+  if (array) CheckDType(name, *array, dtype, as);
 }
 
-// C-contiguous; a copy where the caller's array is not.
+// C-contiguous and aligned; a copy where the caller's array is not.
 const void* DataOf(Array* array) {
-  if (!(array->flags() & Array::c_style)) {
-    *array = py::module_::import("numpy").attr("ascontiguousarray")(*array);
+  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if (!(array->flags() & Array::c_style) || !(array->flags() & kAligned)) {
+    *array = py::module_::import("numpy").attr("require")(*array, py::none(), "CA");
   }
   return array->data();
 }
 
 const void* DataOf(MaybeArray* array) { return *array ? DataOf(&**array) : nullptr; }
-
-MaybeArray MaybeArrayOf(const py::handle& value) {
-  if (value.is_none()) return std::nullopt;
-  return value.cast<Array>();
-}
-
-bool TruthOf(const py::handle& object) {
-  const int truth = PyObject_IsTrue(object.ptr());
-  if (truth < 0) throw py::error_already_set();
-  return truth != 0;
-}
 
 // The options every call has, in core.py's order.
 struct Options {
@@ -126,41 +146,46 @@ struct Options {
   std::optional<std::string> isa;
 
   explicit Options(const py::tuple& o)
-      : go_backwards(TruthOf(o[0])),
-        zero_output_for_mask(TruthOf(o[1])),
-        return_sequences(TruthOf(o[2])),
+      : go_backwards(TruthOf("go_backwards", o[0])),
+        zero_output_for_mask(TruthOf("zero_output_for_mask", o[1])),
+        return_sequences(TruthOf("return_sequences", o[2])),
         activation(TextOf(o[3])),
         recurrent_activation(TextOf(o[4])),
         threads(o[5].cast<int>()),
         isa(o[6].is_none() ? std::nullopt : std::make_optional(TextOf(o[6]))) {}
 };
 
-// The arrays every call has, likewise.
+// The arrays every call has, likewise. The caller's Python may run while they and the options are
+// made, and could change an array that was looked at before: all are made first, then checked.
 struct Inputs {
-  DType core_dtype;
-  Array x;
-  py::dtype dtype;
-  Array kernel, recurrent_kernel;
+  Array x, kernel, recurrent_kernel;
   MaybeArray bias, h0, c0, mask, sequence_lengths, input_factors, recurrent_factors, row_splits;
 
   explicit Inputs(const py::tuple& a)
-      : x(InputsOf(a[0], &core_dtype)),
-        dtype(x.dtype()),
-        kernel(FloatArray("kernel", a[1], dtype)),
-        recurrent_kernel(FloatArray("recurrent_kernel", a[2], dtype)),
-        bias(MaybeFloatArray("bias", a[3], dtype)),
-        h0(MaybeFloatArray("initial_state[0] (h)", a[4], dtype)),
-        c0(MaybeFloatArray("initial_state[1] (c)", a[5], dtype)),
-        mask(MaybeArrayOf(a[6])),
-        sequence_lengths(MaybeArrayOf(a[7])),
-        input_factors(MaybeFloatArray("input_factors", a[8], dtype)),
-        recurrent_factors(MaybeFloatArray("recurrent_factors", a[9], dtype)),
-        row_splits(MaybeArrayOf(a[10])) {}
+      : x(ArrayOf("inputs", a[0])),
+        kernel(ArrayOf("kernel", a[1])),
+        recurrent_kernel(ArrayOf("recurrent_kernel", a[2])),
+        bias(MaybeArrayOf("bias", a[3])),
+        h0(MaybeArrayOf("initial_state[0] (h)", a[4])),
+        c0(MaybeArrayOf("initial_state[1] (c)", a[5])),
+        mask(MaybeArrayOf("mask", a[6])),
+        sequence_lengths(MaybeArrayOf("sequence_lengths", a[7])),
+        input_factors(MaybeArrayOf("input_factors", a[8])),
+        recurrent_factors(MaybeArrayOf("recurrent_factors", a[9])),
+        row_splits(MaybeArrayOf("row_splits", a[10])) {}
 
-  // The problem and its number of valid steps. Nothing is copied before all of it is checked.
-  LstmProblem Problem(const Options& options, int64_t* steps) {
+  // The problem, without its float arrays, and its number of valid steps.
+  LstmProblem Check(const Options& options, int64_t* steps) {
     LstmProblem p;
-    p.dtype = core_dtype;
+    p.dtype = DTypeOf("inputs", x);
+    const py::dtype dtype = x.dtype();
+    CheckDType("kernel", kernel, dtype);
+    CheckDType("recurrent_kernel", recurrent_kernel, dtype);
+    CheckDType("bias", bias, dtype);
+    CheckDType("initial_state[0] (h)", h0, dtype);
+    CheckDType("initial_state[1] (c)", c0, dtype);
+    CheckDType("input_factors", input_factors, dtype);
+    CheckDType("recurrent_factors", recurrent_factors, dtype);
     p.go_backwards = options.go_backwards;
     p.zero_output_for_mask = options.zero_output_for_mask;
     p.return_sequences = options.return_sequences;
@@ -181,15 +206,20 @@ struct Inputs {
     p.mask = static_cast<const uint8_t*>(DataOf(&mask));
     p.sequence_lengths = static_cast<const int32_t*>(DataOf(&sequence_lengths));
     ThrowIfError(CountValidSteps(p, steps));
-    p.x = DataOf(&x);
-    p.kernel = DataOf(&kernel);
-    p.recurrent_kernel = DataOf(&recurrent_kernel);
-    p.bias = DataOf(&bias);
-    p.h0 = DataOf(&h0);
-    p.c0 = DataOf(&c0);
-    p.input_factors = DataOf(&input_factors);
-    p.recurrent_factors = DataOf(&recurrent_factors);
     return p;
+  }
+
+  // The float arrays, to be set when all shapes are known to be right: what is not contiguous is
+  // copied here.
+  void SetData(LstmProblem* p) {
+    p->x = DataOf(&x);
+    p->kernel = DataOf(&kernel);
+    p->recurrent_kernel = DataOf(&recurrent_kernel);
+    p->bias = DataOf(&bias);
+    p->h0 = DataOf(&h0);
+    p->c0 = DataOf(&c0);
+    p->input_factors = DataOf(&input_factors);
+    p->recurrent_factors = DataOf(&recurrent_factors);
   }
 };
 
@@ -222,16 +252,17 @@ std::vector<py::ssize_t> OutputsShape(const LstmProblem& p) {
 }
 
 py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_reserve) {
-  Inputs inputs(arrays);
   const Options options(more);
+  Inputs inputs(arrays);
   const int threads = options.threads;
   LstmForward call;
   int64_t steps = 0;
-  call.problem = inputs.Problem(options, &steps);
+  call.problem = inputs.Check(options, &steps);
+  inputs.SetData(&call.problem);
   const LstmProblem& p = call.problem;
   size_t bytes = 0;
   ThrowIfError(LstmForwardWorkspaceBytes(p, threads, &bytes));
-  const py::dtype& dtype = inputs.dtype;
+  const py::dtype dtype = inputs.x.dtype();
   Array outputs = NewArray(dtype, OutputsShape(p));
   Array h = NewArray(dtype, {p.batch, p.units}), c = NewArray(dtype, {p.batch, p.units});
   py::object reserve = py::none();
@@ -254,19 +285,21 @@ py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_rese
 py::tuple Backward(const py::tuple& arrays, const py::tuple& more, const py::object& saved,
                    const py::object& d_outputs_given, const py::object& d_h_given,
                    const py::object& d_c_given, bool overwrite_reserve) {
-  Inputs inputs(arrays);
-  const py::dtype& dtype = inputs.dtype;
-  MaybeArray reserve = MaybeFloatArray("reserve", saved, ComputeDType(inputs.core_dtype));
-  MaybeArray d_outputs = MaybeFloatArray("d_outputs", d_outputs_given, dtype);
-  MaybeArray d_h = MaybeFloatArray("d_h", d_h_given, dtype);
-  MaybeArray d_c = MaybeFloatArray("d_c", d_c_given, dtype);
   const Options options(more);
+  Inputs inputs(arrays);
+  MaybeArray reserve = MaybeArrayOf("reserve", saved);
+  MaybeArray d_outputs = MaybeArrayOf("d_outputs", d_outputs_given);
+  MaybeArray d_h = MaybeArrayOf("d_h", d_h_given), d_c = MaybeArrayOf("d_c", d_c_given);
   const int threads = options.threads;
   LstmBackward call;
   int64_t steps = 0;
-  call.problem = inputs.Problem(options, &steps);
+  call.problem = inputs.Check(options, &steps);
   const LstmProblem& p = call.problem;
-  size_t bytes = 0;
+  const py::dtype dtype = inputs.x.dtype();
+  CheckDType("reserve", reserve, ComputeDType(p.dtype), "as forward gave it");
+  CheckDType("d_outputs", d_outputs, dtype);
+  CheckDType("d_h", d_h, dtype);
+  CheckDType("d_c", d_c, dtype);
   const int64_t padded_steps = p.row_splits ? p.row_splits[p.batch] : p.batch * p.timesteps;
   ThrowIfError(
       CheckResultGradients(p, padded_steps, ShapeOf(d_outputs), ShapeOf(d_h), ShapeOf(d_c)));
@@ -274,6 +307,8 @@ py::tuple Backward(const py::tuple& arrays, const py::tuple& more, const py::obj
     ThrowIfError(CheckShape("reserve", ShapeOf(reserve), 1, {steps * 5 * p.units, 0, 0},
                             "(5 * units * valid steps,)"));
   }
+  inputs.SetData(&call.problem);
+  size_t bytes = 0;
   ThrowIfError(LstmBackwardWorkspaceBytes(p, reserve.has_value(), threads, &bytes));
   const bool in_place = overwrite_reserve && reserve && reserve->writeable();
   const size_t scratch_bytes = in_place ? 0 : steps * 5 * p.units * ComputeBytes(p.dtype);
@@ -339,9 +374,8 @@ Array ApplyActivation(const std::string& name, Array x, const std::string& isa) 
   if (name != "sigmoid" && name != "tanh") {
     throw py::value_error("name: expected sigmoid or tanh, got '" + name + "'");
   }
-  DType dtype;
-  InputsOf(x, &dtype);
-  const auto apply = (name == "tanh" ? kernels.tanh : kernels.sigmoid)[static_cast<int>(dtype)];
+  const int dtype = static_cast<int>(DTypeOf("x", x));
+  const auto apply = (name == "tanh" ? kernels.tanh : kernels.sigmoid)[dtype];
   const void* values = DataOf(&x);
   Array y = NewArray(x.dtype(), {x.size()});
   const ScopedFloatMode mode;

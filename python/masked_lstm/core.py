@@ -130,8 +130,8 @@ def forward(
             every step. With recurrent_factors, (4,B,U), for h: Keras' dropout. None: ones.
         save_reserve: keep what `backward` needs.
         num_threads: threads to use; None: as many as this process may run on. Changes no bit.
-        isa: "generic", "avx2" or "avx512"; None: MASKED_LSTM_ISA from the environment, else the
-            widest this CPU has.
+        isa: "generic", "avx2", "avx512", "avx512_bf16" or "amx_bf16"; None: MASKED_LSTM_ISA from
+            the environment, else the widest this CPU has.
 
     Returns:
         Forward(outputs, h, c, reserve), of the inputs' dtype; the reserve's is that of computation.
@@ -259,5 +259,5 @@ def fma_peak(seconds=0.2, num_threads=None, dtype="float32", isa=None):
     if name not in ("float32", "float64"):
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
     return _core.multiply_add_rate(
-        float(seconds), _thread_count(num_threads), name == "float64", isa or _core.isa()
+        float(seconds), _thread_count(num_threads), name == "float64", str(isa or _core.isa())
     )
