@@ -7,6 +7,8 @@ means is the same on both (docs/contract.md); where that differs from Keras, a c
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import warnings
 
@@ -20,6 +22,7 @@ if _ON_TENSORFLOW:
     import tensorflow as tf
 
 _BACKENDS = ("auto", "fused", "keras")
+_MANY_UNITS = 512  # their recurrent weights take 4 MiB
 
 
 @functools.cache
@@ -296,6 +299,8 @@ class LSTM(keras.layers.LSTM):
         """`sequences`: padded, or a RaggedTensor (mask None), which is computed as it is."""
         from . import ops
 
+        if self.units >= _MANY_UNITS and not tf.executing_eagerly():  # once for each trace
+            _return_freed_memory()
         ragged = isinstance(sequences, tf.RaggedTensor)
         dtype, cell = self.compute_dtype, self.cell
         values = tf.cast(sequences.values if ragged else sequences, dtype)
@@ -397,6 +402,15 @@ class LSTM(keras.layers.LSTM):
         valid = tf.reverse(mask, [1]) if self.go_backwards else mask
         outputs = tf.ragged.boolean_mask(outputs, valid)
         return (outputs, *states) if self.return_state else outputs
+
+
+def _return_freed_memory() -> None:
+    """Returns to the system what making and setting the weights has freed, but glibc keeps.
+
+    Decomposing a matrix for orthogonal weights takes some times their size (docs/performance.md).
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _boolean_mask(mask, sequences):
