@@ -64,9 +64,13 @@ BAD = {
         recurrent_factors=np.ones((4, 3, 2), np.float16)
     ),
     "go_backwards: expected True or False, got numpy.ndarray": dict(go_backwards=np.ones(2)),
+    f"activation: {ACTIVATIONS}, got '{'x' * 39}\ufffd'": dict(activation="x" * 39 + "\u00e9"),
     f"activation: {ACTIVATIONS}, got 'tanh\\x00s'": dict(activation="tanh\0s"),
     f"activation: {ACTIVATIONS}, got '\\ud800'": dict(activation="\ud800"),
     "num_threads: expected a whole number from 1 to 1024, got 0": dict(num_threads=0),
+    "num_threads: expected a whole number from 1 to 1024, got [1 2]": dict(
+        num_threads=np.array([1, 2])
+    ),
     "num_threads: expected a whole number from 1 to 1024, got nan": dict(num_threads=float("nan")),
 }
 
@@ -118,6 +122,48 @@ def test_arrays_that_change_meanwhile():
         core.forward(**{**GOOD, "inputs": inputs}, go_backwards=Sly())
 
 
+def test_no_python_of_the_caller_between_check_and_use():
+    """What is copied since it is not contiguous is copied without a subclass' methods."""
+
+    class Hostile(np.ndarray):
+        armed = False
+
+        def copy(self, order="C"):
+            return np.zeros(1, self.dtype)
+
+        def __array_finalize__(self, _):
+            assert not Hostile.armed
+
+    expected = core.forward(**GOOD)
+    for change in (strided, misaligned):
+        changed = {name: change(array).view(Hostile) for name, array in GOOD.items()}
+        Hostile.armed = True
+        actual = core.forward(**changed)
+        Hostile.armed = False
+        np.testing.assert_array_equal(actual.outputs, expected.outputs)
+
+
+def test_threads_are_counted_once():
+    class Sly:
+        def __eq__(self, _):
+            return True
+
+        def __int__(self):
+            return 0
+
+    with pytest.raises(ValueError, match="num_threads: expected a whole number from 1 to 1024"):
+        core.forward(**GOOD, num_threads=Sly())
+
+
+def test_an_interrupt_is_not_a_bad_argument():
+    class Interrupted:
+        def __bool__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        core.forward(**GOOD, go_backwards=Interrupted())
+
+
 @pytest.mark.parametrize(
     "batch,timesteps,sentence",
     [
@@ -158,7 +204,9 @@ def strided(array):
 def misaligned(array):
     memory = np.zeros(array.nbytes + 1, np.uint8)[1:]
     memory[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
-    return memory.view(array.dtype).reshape(array.shape)
+    result = memory.view(array.dtype).reshape(array.shape)
+    assert not result.flags.aligned
+    return result
 
 
 def subclass(array):
@@ -168,35 +216,38 @@ def subclass(array):
 @pytest.mark.parametrize("change", [strided, misaligned, subclass, np.ndarray.tolist])
 @pytest.mark.parametrize("overwrite_reserve", [False, True])
 def test_arguments_are_converted_without_harm(change, overwrite_reserve):
-    """Arrays of any layout: copied where needed, in place where asked; never written else."""
+    """Arrays of any layout, copied where needed and never written: but the reserve, if asked."""
     p = make_problem(3, 5, 4, 2, dtype="float64")  # what a list becomes
     rng = np.random.default_rng(1)
     factors = [rng.standard_normal((4, 3, n)) for n in (4, 2)]
 
     def run(change):
+        given = []
+
         def changed(array):
-            array = change(array)
-            if isinstance(array, np.ndarray):
-                array.flags.writeable = False
-            return array
+            given.append((change(array), array.copy()))
+            return given[-1][0]
 
         x, *weights = (changed(array) for array in (p.inputs, *p.weights()))
         options = dict(
-            sequence_lengths=change(np.array([5, 2, 3])),
+            sequence_lengths=changed(np.array([5, 2, 3])),
             initial_state=[changed(state) for state in p.initial_state],
             input_factors=changed(factors[0]),
             recurrent_factors=changed(factors[1]),
         )
         result = core.forward(x, *weights, save_reserve=True, **options)
         d_results = [changed(d) for d in (p.d_outputs, p.d_h, p.d_c)]
+        reserve = change(result.reserve) if overwrite_reserve else changed(result.reserve)
         gradients = core.backward(
             x,
             *weights,
-            change(result.reserve),
+            reserve,
             *d_results,
             overwrite_reserve=overwrite_reserve,
             **options,
         )
+        for array, before in given:
+            np.testing.assert_array_equal(array, before)
         return [array.tobytes() for array in (*result[:3], *gradients)]
 
     assert run(change) == run(np.copy)

@@ -22,7 +22,7 @@ from pairs import (
     random,
 )
 
-from masked_lstm import LSTM, gpus
+from masked_lstm import LSTM, gpus, layer
 from masked_lstm.layer import _gpu_in_use
 
 
@@ -174,6 +174,23 @@ def test_bad_arguments_raise_one_clear_sentence(backend):
         ours.call(tf.zeros((4, 6)))
     with pytest.raises(ValueError, match="backend: expected one of .* got 'cudnn'"):
         LSTM(3, backend="cudnn")
+
+
+def test_memory_freed_by_large_weights_is_returned_once(monkeypatch):
+    """Before the first traced call; not for small layers; and without glibc it is left alone."""
+    monkeypatch.setattr(layer.ctypes, "CDLL", lambda _: object())  # has no malloc_trim
+    layer._return_freed_memory()
+    returned = []
+    monkeypatch.setattr(layer, "_return_freed_memory", lambda: returned.append(True))
+    small, large = LSTM(8), LSTM(512)
+    for lstm in (small, large):
+        lstm(tf.zeros((1, 2, 3)))
+    assert not returned
+    for lstm in (small, large):
+        call = tf.function(lstm)
+        call(tf.zeros((1, 2, 3)))
+        call(tf.zeros((2, 2, 3)))
+    assert returned == [True]
 
 
 def test_a_failed_call_leaves_no_dropout_mask_behind():

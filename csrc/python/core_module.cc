@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -32,7 +33,12 @@ using Array = py::array;
 using MaybeArray = std::optional<py::array>;
 
 void ThrowIfError(const Status& status) {
-  if (!status.ok()) throw py::value_error(status.message);
+  if (status.ok()) return;
+  // It may end within a character of the caller's, or name bytes of the environment.
+  const auto text = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(status.message, std::strlen(status.message), "replace"));
+  if (text) PyErr_SetObject(PyExc_ValueError, text.ptr());
+  throw py::error_already_set();
 }
 
 ArgumentShape ShapeOf(const Array& array) {
@@ -82,23 +88,36 @@ std::string TextOf(const py::handle& object) {
   const auto bytes = py::reinterpret_steal<py::bytes>(
       PyUnicode_AsEncodedString(text.ptr(), "utf-8", "backslashreplace"));
   if (!bytes) throw py::error_already_set();
-  std::string result(bytes);
-  for (size_t at; (at = result.find('\0')) != std::string::npos;) result.replace(at, 1, "\\x00");
+  std::string result;
+  for (const char character : std::string(bytes)) {
+    if (character == '\0') {
+      result += "\\x00";
+    } else {
+      result += character;
+    }
+  }
   return result;
 }
 
 bool TruthOf(const char* name, const py::handle& object) {
   const int truth = PyObject_IsTrue(object.ptr());
   if (truth >= 0) return truth != 0;
-  PyErr_Clear();
+  const py::error_already_set error;
+  if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_ValueError)) throw error;
   throw py::type_error(std::string(name) + ": expected True or False, got " +
                        Py_TYPE(object.ptr())->tp_name);
 }
 
-// As numpy.asarray, which leaves arrays of a subclass to it.
+// As numpy.asanyarray.
 Array ArrayOf(const char* name, const py::handle& value) {
   if (value.is_none()) throw py::type_error(std::string(name) + ": expected an array, got None");
-  return Array(py::reinterpret_borrow<py::object>(value));
+  try {
+    return Array(py::reinterpret_borrow<py::object>(value));
+  } catch (const py::error_already_set& error) {  // a ragged list
+    if (!error.matches(PyExc_ValueError)) throw;
+    throw py::value_error(std::string(name) +
+                          ": expected an array, got an error: " + TextOf(error.value()));
+  }
 }
 
 MaybeArray MaybeArrayOf(const char* name, const py::handle& value) {
@@ -127,11 +146,12 @@ void CheckDType(const char* name, const MaybeArray& array, const py::dtype& dtyp
   if (array) CheckDType(name, *array, dtype, as);
 }
 
-// C-contiguous and aligned; a copy where the caller's array is not.
+// C-contiguous and aligned; a copy where the caller's array is not. No Python of the caller's runs:
+// "E" makes an array of a subclass a plain one first.
 const void* DataOf(Array* array) {
   constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if (!(array->flags() & Array::c_style) || !(array->flags() & kAligned)) {
-    *array = py::module_::import("numpy").attr("require")(*array, py::none(), "CA");
+    *array = py::module_::import("numpy").attr("require")(*array, py::none(), "CAE");
   }
   return array->data();
 }
@@ -251,8 +271,9 @@ std::vector<py::ssize_t> OutputsShape(const LstmProblem& p) {
   return SequencesShape(p, p.units);
 }
 
-py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_reserve) {
+py::tuple Forward(const py::tuple& arrays, const py::tuple& more, const py::object& save) {
   const Options options(more);
+  const bool save_reserve = TruthOf("save_reserve", save);
   Inputs inputs(arrays);
   const int threads = options.threads;
   LstmForward call;
@@ -284,8 +305,9 @@ py::tuple Forward(const py::tuple& arrays, const py::tuple& more, bool save_rese
 
 py::tuple Backward(const py::tuple& arrays, const py::tuple& more, const py::object& saved,
                    const py::object& d_outputs_given, const py::object& d_h_given,
-                   const py::object& d_c_given, bool overwrite_reserve) {
+                   const py::object& d_c_given, const py::object& overwrite) {
   const Options options(more);
+  const bool overwrite_reserve = TruthOf("overwrite_reserve", overwrite);
   Inputs inputs(arrays);
   MaybeArray reserve = MaybeArrayOf("reserve", saved);
   MaybeArray d_outputs = MaybeArrayOf("d_outputs", d_outputs_given);
@@ -360,16 +382,16 @@ std::string IsaInUse() {
   return IsaName(isa);
 }
 
-const CpuKernels& KernelsNamed(const std::string& name) {
+const CpuKernels& KernelsNamed(const py::object& name) {
   Isa isa;
   const CpuKernels* kernels = nullptr;
-  ThrowIfError(ParseIsa(name.c_str(), &isa));
+  ThrowIfError(ParseIsa(TextOf(name).c_str(), &isa));
   ThrowIfError(FindCpuKernels(isa, &kernels));
   return *kernels;
 }
 
 // sigmoid or tanh as the kernels compute it; for tests.
-Array ApplyActivation(const std::string& name, Array x, const std::string& isa) {
+Array ApplyActivation(const std::string& name, Array x, const py::object& isa) {
   const CpuKernels& kernels = KernelsNamed(isa);
   if (name != "sigmoid" && name != "tanh") {
     throw py::value_error("name: expected sigmoid or tanh, got '" + name + "'");
@@ -383,7 +405,7 @@ Array ApplyActivation(const std::string& name, Array x, const std::string& isa) 
   return y;
 }
 
-double MultiplyAddRate(double seconds, int threads, bool float64, const std::string& isa) {
+double MultiplyAddRate(double seconds, int threads, bool float64, const py::object& isa) {
   const CpuKernels& kernels = KernelsNamed(isa);
   struct Measure {
     double (*loop)(int64_t);

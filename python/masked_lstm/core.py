@@ -82,9 +82,14 @@ _THREAD_COUNTS = range(1, 1025)
 def _thread_count(num_threads):
     if num_threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if num_threads not in _THREAD_COUNTS:
+    try:
+        count = int(num_threads)
+        known = count in _THREAD_COUNTS and bool(count == num_threads)
+    except (TypeError, ValueError, OverflowError):  # text, arrays, NaN, infinity
+        known = False
+    if not known:
         raise ValueError(f"num_threads: expected a whole number from 1 to 1024, got {num_threads}")
-    return int(num_threads)
+    return count
 
 
 def forward(
@@ -161,7 +166,7 @@ def forward(
         num_threads,
         isa,
     )
-    return Forward(*_core.forward(arguments, options, bool(save_reserve)))
+    return Forward(*_core.forward(arguments, options, save_reserve))
 
 
 def backward(
@@ -226,7 +231,7 @@ def backward(
         isa,
     )
     gradients = (reserve, d_outputs, d_h, d_c)
-    return Gradients(*_core.backward(arguments, options, *gradients, bool(overwrite_reserve)))
+    return Gradients(*_core.backward(arguments, options, *gradients, overwrite_reserve))
 
 
 def library_path():
@@ -259,5 +264,5 @@ def fma_peak(seconds=0.2, num_threads=None, dtype="float32", isa=None):
     if name not in ("float32", "float64"):
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
     return _core.multiply_add_rate(
-        float(seconds), _thread_count(num_threads), name == "float64", str(isa or _core.isa())
+        float(seconds), _thread_count(num_threads), name == "float64", isa or _core.isa()
     )

@@ -158,6 +158,7 @@ class LSTM(keras.layers.LSTM):
     # `replace_lstm` has them too.
     backend = "auto"
     _call_reason = None
+    _traced = False  # on the fused path
 
     def __init__(self, units, *args, backend="auto", **kwargs):
         check_backend(backend)
@@ -299,7 +300,8 @@ class LSTM(keras.layers.LSTM):
         """`sequences`: padded, or a RaggedTensor (mask None), which is computed as it is."""
         from . import ops
 
-        if self.units >= _MANY_UNITS and not tf.executing_eagerly():  # once for each trace
+        if self.units >= _MANY_UNITS and not self._traced and not tf.executing_eagerly():
+            self._traced = True
             _return_freed_memory()
         ragged = isinstance(sequences, tf.RaggedTensor)
         dtype, cell = self.compute_dtype, self.cell

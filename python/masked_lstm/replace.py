@@ -57,7 +57,7 @@ def restore_lstm(model: keras.Model, *, in_place: bool = False):
         model = _copy(model, "restore_lstm")
     for layer in _layers(model, LSTM):
         layer.__class__ = keras.layers.LSTM
-        for name in ("backend", "_call_reason"):
+        for name in ("backend", "_call_reason", "_traced"):
             vars(layer).pop(name, None)
     _forget_compiled_functions(model)
     return model
