@@ -98,7 +98,11 @@ def times(rows: Rows):
 
 
 def speedups(rows: Rows):
-    """Ours over the best peer, every case, on a logarithmic axis: losses as long as wins."""
+    """Ours over the best peer, every case, on a logarithmic axis: losses as long as wins.
+
+    But for cases that vary one quantity: those have charts of their own, and may have few peers.
+    """
+    rows = [row for row in rows if row["group"].split("_")[0] not in ("fraction", "scaling")]
     tables = {title: by_case(part) for title, part in _passes(rows).items()}
     cases = list(by_case(rows))
     if not any(row["peer"] in OURS for row in rows):

@@ -16,6 +16,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from cases import CASES
 from peers import CONTROL_AGAIN, OURS, TITLES
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -28,18 +29,28 @@ Rows = list[dict]
 
 
 def read(paths: list[Path]) -> Rows:
-    """The rows of all files, numbers as floats (None where a field is empty)."""
-    rows = []
+    """Each measurement's rows, numbers as floats (None where a field is empty).
+
+    A case and pass that several files have on one machine is taken from the last of them, from the
+    last one that is not void if there is one: its peers were measured together.
+    """
+    measurements = {}
     for path in paths:
+        here = defaultdict(list)
         with path.open(newline="") as file:
-            rows += list(csv.DictReader(file))
-    for row in rows:
-        row |= {name: float(row[name]) if row[name] != "" else None for name in NUMBERS}
-    return rows
+            for row in csv.DictReader(file):
+                row |= {name: float(row[name]) if row[name] != "" else None for name in NUMBERS}
+                here[machine_of(row), row["threads"], row["case"], row["pass"]].append(row)
+        for key, rows in here.items():
+            if key not in measurements or not rows[0]["void"] or measurements[key][0]["void"]:
+                measurements[key] = rows
+    order = list(CASES)
+    rows = [row for rows in measurements.values() for row in rows]
+    return sorted(rows, key=lambda row: order.index(row["case"]) if row["case"] in CASES else -1)
 
 
 def by_case(rows: Rows) -> dict[str, dict[str, dict]]:
-    """{case: {peer: row}} in the order of the file, without the control's repetition."""
+    """{case: {peer: row}} in the order of the rows, without the control's repetition."""
     table = defaultdict(dict)
     for row in rows:
         if row["peer"] != CONTROL_AGAIN:
@@ -153,6 +164,13 @@ def void_note(void: Rows) -> str:
 def sections(rows: Rows, void: Rows, main_only: bool) -> str:
     """The Markdown text, one part for each machine, instruction set and thread count."""
     parts = []
+    if main_only:
+        of = machines(rows)[0]
+        most = max(row["threads"] for row in rows if machine_of(row) == of)
+        rows, void = (
+            [row for row in part if row["group"] == "main" and row["threads"] == most]
+            for part in (rows, void)
+        )
     for of, threads in dict.fromkeys((machine_of(row), row["threads"]) for row in rows):
         if main_only and of != machines(rows)[0]:
             continue
@@ -161,7 +179,6 @@ def sections(rows: Rows, void: Rows, main_only: bool) -> str:
         parts.append(conditions(here))
         for pass_name, title in (("forward", "Forward"), ("training", "Training step")):
             part = [row for row in here if row["pass"] == pass_name]
-            part = [row for row in part if not main_only or row["group"] == "main"]
             if part:
                 parts.append(f"**{title}**, {isa}, {threads:.0f} threads\n\n{result_table(part)}")
             if part and not main_only:
