@@ -44,9 +44,9 @@ def read(paths: list[Path]) -> Rows:
         for key, rows in here.items():
             if key not in measurements or not rows[0]["void"] or measurements[key][0]["void"]:
                 measurements[key] = rows
-    order = list(CASES)
+    order = {case: place for place, case in enumerate(CASES)}
     rows = [row for rows in measurements.values() for row in rows]
-    return sorted(rows, key=lambda row: order.index(row["case"]) if row["case"] in CASES else -1)
+    return sorted(rows, key=lambda row: order.get(row["case"], -1))
 
 
 def by_case(rows: Rows) -> dict[str, dict[str, dict]]:
@@ -165,15 +165,17 @@ def sections(rows: Rows, void: Rows, main_only: bool) -> str:
     """The Markdown text, one part for each machine, instruction set and thread count."""
     parts = []
     if main_only:
-        of = machines(rows)[0]
-        most = max(row["threads"] for row in rows if machine_of(row) == of)
+        latest = machines(rows)[0]
+        most = max(row["threads"] for row in rows if machine_of(row) == latest)
         rows, void = (
-            [row for row in part if row["group"] == "main" and row["threads"] == most]
+            [
+                row
+                for row in part
+                if (row["group"], machine_of(row), row["threads"]) == ("main", latest, most)
+            ]
             for part in (rows, void)
         )
     for of, threads in dict.fromkeys((machine_of(row), row["threads"]) for row in rows):
-        if main_only and of != machines(rows)[0]:
-            continue
         isa = of[1]
         here = [row for row in rows if (machine_of(row), row["threads"]) == (of, threads)]
         parts.append(conditions(here))
@@ -191,7 +193,7 @@ def sections(rows: Rows, void: Rows, main_only: bool) -> str:
             parts.append(void_note(missed))
     shown = {(machine_of(row), row["threads"]) for row in rows}
     for of, threads in dict.fromkeys((machine_of(row), row["threads"]) for row in void):
-        if not main_only and (of, threads) not in shown:
+        if (of, threads) not in shown:
             here = [row for row in void if (machine_of(row), row["threads"]) == (of, threads)]
             parts.append(f"{', '.join(of)}, {threads:.0f} threads. {void_note(here)}")
     return "\n".join(parts)
