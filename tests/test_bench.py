@@ -156,6 +156,28 @@ def test_csv_and_report(tmp_path, capsys):
     assert readme.read_text() == inserted
 
 
+def test_a_case_is_taken_from_one_run(tmp_path):
+    """From the last that has it; a void one is replaced, and replaces none that is not."""
+    import report
+    import run
+
+    class Limits:
+        peak, sgemm = 200.0, 160.0
+
+    def rows_of(name, **changes):
+        path = tmp_path / f"{name}.csv"
+        run.write(path, [row | changes for row in _rows() if row["case"] == "text"], Limits)
+        return path
+
+    few = tmp_path / "few.csv"  # of a later run, with fewer peers
+    run.write(few, [row for row in _rows() if row["case"] == "text"][-2:], Limits)
+    first, void = rows_of("first"), rows_of("void", void=1, median_ms=1.0)
+    assert {row["peer"] for row in report.read([first, few])} == {"core", "layer"}
+    assert {row["void"] for row in report.read([first, void])} == {0.0}
+    assert {row["void"] for row in report.read([void, first])} == {0.0}
+    assert {row["void"] for row in report.read([void])} == {1.0}
+
+
 def test_cuda_without_a_gpu_is_one_sentence():
     command = [sys.executable, str(ROOT / "bench" / "run.py"), "--device", "cuda"]
     run = subprocess.run(command, capture_output=True, text=True)
