@@ -1,5 +1,6 @@
 // How fast the forward step's loop can be, given where its weights lie: tiles of 6 rows x 64
-// columns of float32 (AVX-512), blocks of 256 rows, panels walked to and fro, nothing else.
+// columns of float32 (AVX-512), blocks of 256 rows, panels walked to and fro, nothing else. And how
+// fast one row's step reads its weights, four panels at once.
 //
 //   g++ -O3 -march=native -mprefer-vector-width=512 bench/weight_rate.cc -o weight_rate
 //   ./weight_rate
@@ -86,6 +87,49 @@ double PassTime(long panels, long depth, int tiles) {
   return best;
 }
 
+// sums (4,64) = row (length) . four panels (length,64), `panel` values apart
+__attribute__((noinline)) void WideTile(const float* weights, long panel, long length,
+                                        const float* row, float* sums) {
+  __m512 acc[16];
+#pragma GCC unroll 16
+  for (int v = 0; v < 16; ++v) acc[v] = _mm512_setzero_ps();
+  for (long k = 0; k < length; ++k) {
+    const __m512 x = _mm512_set1_ps(row[k]);
+#pragma GCC unroll 16
+    for (int v = 0; v < 16; ++v) {
+      const float* w = weights + v / 4 * panel + k * kColumns + v % 4 * 16;
+      acc[v] = _mm512_fmadd_ps(x, _mm512_load_ps(w), acc[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < 16; ++v) _mm512_store_ps(sums + v * 16, acc[v]);
+}
+
+// Bytes per second of a row's passes over `panels` of `depth` rows, to and fro.
+double OneRowRate(long panels, long depth) {
+  const long panel = depth * kColumns;
+  float* weights = Allocate(panels * panel);
+  float* row = Allocate(depth);
+  float* sums = Allocate(4 * kColumns);
+  const double bytes = 4.0 * static_cast<double>(panels * panel);
+  const int passes = 2 + 2 * static_cast<int>(1e9 / bytes);
+  double best = 1e9;
+  for (int round = 0; round < 5; ++round) {
+    const double start = Now();
+    for (int pass = 0; pass < passes; ++pass) {
+      for (long i = 0; i < panels; i += 4) {
+        const long first = pass % 2 == 0 ? i : panels - 4 - i;
+        WideTile(weights + first * panel, panel, depth, row, sums);
+      }
+    }
+    best = std::min(best, (Now() - start) / passes);
+  }
+  std::free(weights);
+  std::free(row);
+  std::free(sums);
+  return bytes / best;
+}
+
 int main() {
   // In the first-level cache: the time of 120 rows less that of 40, so that a tile's ends cancel.
   const double row = (PassTime(1, 120, 1) - PassTime(1, 40, 1)) / 80;
@@ -98,5 +142,11 @@ int main() {
           2.0 * panels * depth * kColumns * tiles * kRows / PassTime(panels, depth, tiles) / 1e9;
       std::printf("%ld KiB of weights, %d slots: %.0f GFLOP/s\n", kilobytes, tiles * 6, rate);
     }
+  }
+  for (long kilobytes : {16, 256, 512, 1024, 2048, 4096}) {
+    const long depth = kilobytes < 512 ? kilobytes : 512;
+    const long panels = kilobytes * 1024 / (depth * kColumns * 4);
+    std::printf("%ld KiB of weights, one row: %.0f GB/s\n", kilobytes,
+                OneRowRate(panels, depth) / 1e9);
   }
 }
