@@ -131,7 +131,7 @@ void CheckCallersInsideThePool(int threads) {
   if (wrong > 0) Fail("a region returned before its work was done", "pool");
 }
 
-enum class Mask { kNone, kLengths, kHoles, kEmpty };
+enum class Mask { kNone, kLengths, kHoles, kEmpty, kRagged };
 
 struct Shape {
   int64_t batch, timesteps, input_dim, units;
@@ -195,31 +195,45 @@ std::vector<T> Normal(std::mt19937& random, int64_t n, double scale) {
   return values;
 }
 
+// Not bits: -0 equals 0.
+template <typename T>
+bool SameValues(const std::vector<T>& a, const std::vector<T>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](T x, T y) { return ToDouble(x) == ToDouble(y); });
+}
+
 template <typename T>
 Results<T> Run(const CpuKernels& kernels, const Shape& s, Mask kind, int options, int workers,
                bool reserve_is_scratch) {
   std::mt19937 random(7);
-  const int64_t B = s.batch, steps_in_x = B * s.timesteps, D = s.input_dim, U = s.units;
+  const int64_t B = s.batch, D = s.input_dim, U = s.units;
+  std::vector<int32_t> lengths(B);
+  for (int32_t& length : lengths) length = random() % (s.timesteps + 1);
+  std::vector<int64_t> row_splits = {0};
+  for (int32_t length : lengths) row_splits.push_back(row_splits.back() + length);
+  const bool ragged = kind == Mask::kRagged;
+  const int64_t longest = B > 0 ? *std::max_element(lengths.begin(), lengths.end()) : 0;
+  const int64_t timesteps = ragged ? longest : s.timesteps;
+  const int64_t steps_in_x = ragged ? row_splits[B] : B * timesteps;
   std::vector<T> x = Normal<T>(random, steps_in_x * D, 1);
   const auto kernel = Normal<T>(random, D * 4 * U, 1 / std::sqrt(D + 1.0));
   const auto recurrent_kernel = Normal<T>(random, U * 4 * U, 1 / std::sqrt(U));
   const auto bias = Normal<T>(random, 4 * U, 0.5);
   const auto h0 = Normal<T>(random, B * U, 0.5), c0 = Normal<T>(random, B * U, 1);
   std::vector<uint8_t> mask(steps_in_x);
-  std::vector<int32_t> lengths(B);
   for (uint8_t& valid : mask) valid = kind == Mask::kHoles && random() % 2 == 0;
-  for (int32_t& length : lengths) length = random() % (s.timesteps + 1);
 
   LstmForward forward;
   LstmProblem& p = forward.problem;
   // "wide" has no name that a caller could ask for.
   const bool is_public = ParseIsa(kernels.name, &p.isa).ok();
   p.dtype = kDType<T>;
-  p.batch = B, p.timesteps = s.timesteps, p.input_dim = D, p.units = U;
+  p.batch = B, p.timesteps = timesteps, p.input_dim = D, p.units = U;
   p.go_backwards = options & 1;
   p.zero_output_for_mask = options & 2;
   p.return_sequences = !(options & 4);
-  const bool bare = options & 8;  // optional arguments left out
+  const bool bare = options & 8;      // optional arguments left out, and dx
+  const bool only_dx = options & 32;  // no other result
   const auto input_factors = Normal<T>(random, 4 * B * D, 1);
   const auto recurrent_factors = Normal<T>(random, 4 * B * U, 1);
   if (options & 16) {
@@ -232,6 +246,7 @@ Results<T> Run(const CpuKernels& kernels, const Shape& s, Mask kind, int options
   if (!bare) p.bias = bias.data(), p.h0 = h0.data(), p.c0 = c0.data();
   if (kind == Mask::kHoles || kind == Mask::kEmpty) p.mask = mask.data();
   if (kind == Mask::kLengths) p.sequence_lengths = lengths.data();
+  if (ragged) p.row_splits = row_splits.data();
   int64_t steps = 0;
   if (!CountValidSteps(p, &steps).ok()) Fail("CountValidSteps", kernels.name);
 
@@ -241,7 +256,9 @@ Results<T> Run(const CpuKernels& kernels, const Shape& s, Mask kind, int options
   Results<T> r;
   const int64_t outputs = p.return_sequences ? steps_in_x * U : B * U;
   r.outputs.resize(outputs), r.h.resize(B * U), r.c.resize(B * U), r.reserve.resize(steps * 5 * U);
-  forward.outputs = r.outputs.data(), forward.h = r.h.data(), forward.c = r.c.data();
+  if (!only_dx) {
+    forward.outputs = r.outputs.data(), forward.h = r.h.data(), forward.c = r.c.data();
+  }
   forward.reserve = r.reserve.data();
   std::vector<char> workspace;
   if (is_public) {
@@ -250,6 +267,12 @@ Results<T> Run(const CpuKernels& kernels, const Shape& s, Mask kind, int options
     workspace.resize(bytes + 1);  // any alignment will do
     forward.workspace = workspace.data() + 1, forward.workspace_bytes = bytes;
     Expect(RunLstmForward(forward, threads), kernels.name);
+    if (options == 0) {  // inference
+      const std::vector<T> outputs_before = std::exchange(r.outputs, std::vector<T>(outputs));
+      forward.outputs = r.outputs.data(), forward.reserve = nullptr;
+      Expect(RunLstmForward(forward, threads), kernels.name);
+      if (!SameValues(r.outputs, outputs_before)) Fail("inference differs", kernels.name);
+    }
   } else {
     workspace.resize(CpuForwardWorkspaceBytes(p, kernels, workers));
     forward.workspace = workspace.data();
@@ -270,10 +293,12 @@ Results<T> Run(const CpuKernels& kernels, const Shape& s, Mask kind, int options
   r.d_recurrent_kernel.resize(recurrent_kernel.size()), r.d_bias.resize(bias.size());
   r.dh0.resize(B * U), r.dc0.resize(B * U);
   if (!bare) backward.dx = r.dx.data();
-  backward.d_kernel = r.d_kernel.data();
-  backward.d_recurrent_kernel = r.d_recurrent_kernel.data();
-  backward.d_bias = r.d_bias.data();
-  backward.dh0 = r.dh0.data(), backward.dc0 = r.dc0.data();
+  if (!only_dx) {
+    backward.d_kernel = r.d_kernel.data();
+    backward.d_recurrent_kernel = r.d_recurrent_kernel.data();
+    backward.d_bias = r.d_bias.data();
+    backward.dh0 = r.dh0.data(), backward.dc0 = r.dc0.data();
+  }
   if (is_public) {
     // With one worker the reserve is computed again, which must give the same bits.
     if (workers == 1) backward.reserve = nullptr, backward.scratch = r.reserve.data();
@@ -306,12 +331,7 @@ template <typename T>
 bool Same(const Results<T>& a, const Results<T>& b) {
   const auto all_a = a.All(), all_b = b.All();
   for (size_t i = 0; i < all_a.size(); ++i) {
-    const std::vector<T>&x = *all_a[i], &y = *all_b[i];
-    if (x.size() != y.size()) return false;
-    // Not bits: -0 equals 0.
-    for (size_t k = 0; k < x.size(); ++k) {
-      if (ToDouble(x[k]) != ToDouble(y[k])) return false;
-    }
+    if (!SameValues(*all_a[i], *all_b[i])) return false;
   }
   return true;
 }
@@ -327,11 +347,13 @@ void Check(const std::vector<const CpuKernels*>& sets) {
   const CpuKernels* generic = sets[0];
   for (const Shape& shape : shapes) {
     const bool large = shape.units > 100, half = sizeof(T) == 2;
-    for (Mask mask : {Mask::kNone, Mask::kLengths, Mask::kHoles, Mask::kEmpty}) {
-      for (int options : {0, 1, 2, 5, 7, 8, 16}) {
+    for (Mask mask : {Mask::kNone, Mask::kLengths, Mask::kHoles, Mask::kEmpty, Mask::kRagged}) {
+      for (int options : {0, 1, 2, 5, 7, 8, 16, 32, 40}) {
         // Not all of them where that takes long, or where another has gone the same way.
-        if ((large || half) && ((options > 1 && options < 16) || mask != Mask::kHoles)) continue;
+        if ((large || half) && ((options > 1 && options != 16) || mask != Mask::kHoles)) continue;
         if (mask == Mask::kEmpty && options > 0) continue;
+        if (options >= 32 && mask != Mask::kHoles) continue;
+        if (mask == Mask::kRagged && options != 0 && options != 7 && options != 16) continue;
         if (mask == Mask::kNone && options > 0 && options < 7) continue;
         const Results<T> expected = Run<T>(*generic, shape, mask, options, 1, false);
         for (const CpuKernels* kernels : sets) {
