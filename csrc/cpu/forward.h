@@ -229,7 +229,7 @@ class ForwardTeam {
       ForEachTile(slots_.to_project[s], [&](int64_t first, auto tag, int64_t, int64_t) {
         ProjectTile<T, decltype(tag)::value>(slots_.ahead_x[s] + first, slots_.x_gate_stride,
                                              p_.input_dim, panel, to + first * layout_.projection(),
-                                             layout_.projection());
+                                             layout_.projection(), saved_tiles_);
       });
     }
   }

@@ -241,19 +241,19 @@ static MASKED_LSTM_NOINLINE void ForwardWideTile(const ForwardSlots<T, Stored>& 
   for_all([&](auto* tile, int p) { FinishTile(tile, slots, 0, units, unit + p * W, memory, W); });
 }
 
-// x.W + bias of S steps of one slot, into rows of `projections`.
+// x.W + bias of S steps of one slot, into rows of `projections`; sums go through `memory` from
+// block to block.
 template <typename T, int S>
 static MASKED_LSTM_NOINLINE void ProjectTile(const T* const* x, int64_t gate_stride,
                                              int64_t input_dim, const PanelView<T>& panel, T* to,
-                                             int64_t to_stride) {
+                                             int64_t to_stride, T* memory) {
   Tile<T, S> tile;
-  T sums[4 * S * kWidth<T>];
   for (int64_t begin = 0; begin == 0 || begin < input_dim; begin += kDepthBlock) {
     const int64_t end = begin + kDepthBlock < input_dim ? begin + kDepthBlock : input_dim;
     tile.Fill(begin == 0 ? panel.bias : nullptr);
     AddProduct<T, S>(&tile, x, gate_stride, panel.kernel, begin, end, NothingAhead(panel.kernel));
-    if (begin > 0) tile.Add(sums);
-    if (end < input_dim) tile.Save(sums);
+    if (begin > 0) tile.Add(memory);
+    if (end < input_dim) tile.Save(memory);
   }
 #pragma GCC unroll 6
   for (int s = 0; s < S; ++s) {

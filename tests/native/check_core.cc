@@ -338,12 +338,12 @@ bool Same(const Results<T>& a, const Results<T>& b) {
 
 template <typename T>
 void Check(const std::vector<const CpuKernels*>& sets) {
-  const Shape shapes[] = {
-      {1, 1, 1, 1},     {5, 4, 3, 5},    {13, 5, 9, 17}, {29, 3, 70, 33}, {2, 90, 2, 3},
-      {0, 3, 2, 2},     {3, 0, 2, 2},    {3, 2, 0, 4},   {4, 3, 300, 65}, {3, 150, 5, 20},
-      {24, 12, 40, 48}, {1, 60, 70, 96},  // x.W ahead of the steps; all workers in one team
-      {3, 2, 40, 520},                    // weights so large that workers share them
-      {12, 6, 420, 104}};                 // workers help another team
+  const Shape shapes[] = {{1, 1, 1, 1},     {5, 4, 3, 5},    {13, 5, 9, 17},   {29, 3, 70, 33},
+                          {2, 90, 2, 3},    {0, 3, 2, 2},    {3, 0, 2, 2},     {3, 2, 0, 4},
+                          {4, 3, 300, 65},  {3, 150, 5, 20}, {24, 12, 40, 48}, {1, 60, 70, 96},
+                          {2, 8, 300, 40},     // x.W ahead of the steps; all workers in one team
+                          {3, 2, 40, 520},     // weights so large that workers share them
+                          {12, 6, 420, 104}};  // workers help another team
   const CpuKernels* generic = sets[0];
   for (const Shape& shape : shapes) {
     const bool large = shape.units > 100, half = sizeof(T) == 2;
