@@ -25,9 +25,10 @@ def draw_all(rows: Rows, folder: Path) -> list[Path]:
             here = [row for row in rows if machine_of(row) == machine]
             most = max(row["threads"] for row in here)
             at_most = [row for row in here if row["threads"] == most]
-            if drawn := draw(here if draw is scaling else at_most):
+            shown = here if draw is scaling else at_most
+            if drawn := draw(shown):
                 figure, note = drawn
-                where = f"{', '.join(machine)}, {most:.0f} threads, commit {at_most[0]['commit']}"
+                where = f"{', '.join(machine)}, {most:.0f} threads, {_commits(shown)}"
                 figure.supxlabel(f"{note}\n{where}", fontsize=9)
                 for axis in figure.axes:
                     axis.spines[["top", "right"]].set_visible(False)
@@ -36,6 +37,12 @@ def draw_all(rows: Rows, folder: Path) -> list[Path]:
                 plt.close(figure)
                 break
     return written
+
+
+def _commits(rows: Rows) -> str:
+    """All that the rows are of, each shortened, "+changes" kept."""
+    commits = dict.fromkeys(row["commit"][:7] + row["commit"][12:] for row in rows)
+    return f"commit {' and '.join(commits)}"
 
 
 def _passes(rows: Rows, group: str | None = None) -> dict[str, Rows]:

@@ -370,6 +370,32 @@ void Check(const std::vector<const CpuKernels*>& sets) {
   }
 }
 
+// More timesteps cost inference nothing for each step of each row, with holes or without, and the
+// backward pass, beside the reserve, the places of its valid steps.
+void CheckWorkspace() {
+  constexpr int64_t kFewTimesteps = 100, kTimesteps = 900, kTimestepsMore = 800;
+  constexpr int64_t kBinBytes = 4, kPlaceBytes = 8 + 4, kRounding = 1024;
+  for (const int64_t batch : {1, 4, 40}) {
+    for (const Mask kind : {Mask::kNone, Mask::kHoles}) {
+      const std::vector<uint8_t> mask(batch * kTimesteps, 1);
+      size_t forward[2], backward[2];
+      for (const int more : {0, 1}) {
+        LstmProblem p;
+        p.batch = batch, p.timesteps = more ? kTimesteps : kFewTimesteps;
+        p.input_dim = 70, p.units = 50;
+        if (kind == Mask::kHoles) p.mask = mask.data();
+        Expect(LstmForwardWorkspaceBytes(p, 3, &forward[more]), "workspace");
+        Expect(LstmBackwardWorkspaceBytes(p, true, 3, &backward[more]), "workspace");
+      }
+      const size_t bins = kTimestepsMore * kBinBytes + kRounding;
+      if (forward[1] > forward[0] + bins) Fail("inference grows with the steps", "workspace");
+      if (backward[1] > backward[0] + bins + batch * kTimestepsMore * kPlaceBytes) {
+        Fail("the backward pass grows with more than its steps' places", "workspace");
+      }
+    }
+  }
+}
+
 }  // namespace
 
 // With an argument only what matters to races: how workers share is the same code for every
@@ -377,6 +403,7 @@ void Check(const std::vector<const CpuKernels*>& sets) {
 int main(int argc, char**) {
   const bool races = argc > 1;
   for (int threads : {1, 2}) CheckCallersInsideThePool(threads);
+  CheckWorkspace();
   std::vector<const CpuKernels*> sets;
   for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
     const CpuKernels* kernels = nullptr;
