@@ -171,6 +171,10 @@ def _all_cases() -> dict[str, Case]:
             )
             for b in (1, 8)
         ),
+        *(
+            Case(f"short_{b}x{t}", b, t, 128, 128, "full", group="short", passes=("forward",))
+            for b, t in ((1, 20), (8, 4), (32, 1), (32, 4))
+        ),
         replace(text, name="text_bidirectional", directions=2, group="bidirectional"),
         *(
             replace(text, name=f"text_{kind}", lengths=kind, group="lengths")

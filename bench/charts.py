@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first
 
 PASSES = {"forward": "Forward", "training": "Training step"}
 PEER_COLORS = "#b07aa1 #d4a6c8 #9c755f #f28e2b #ffbe7d #76b7b2 #59a14f"
-COLORS = dict(zip(TITLES, f"{PEER_COLORS} #1f4e9c #5b8bd0 #9dbbe6".split(), strict=True))
+COLORS = dict(zip(TITLES, f"{PEER_COLORS} #1f4e9c #5b8bd0 #9dbbe6 #2a7f9e".split(), strict=True))
 
 
 def draw_all(rows: Rows, folder: Path) -> list[Path]:

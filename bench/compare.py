@@ -48,6 +48,19 @@ def make_call(core, case, data, pass_name: str, threads: int, isa: str, dtype: s
     return lambda: core.forward(arguments, options, False)
 
 
+def after_pauses(call, repeats: int, pause: float) -> float:
+    """Seconds a call takes, each after `pause` seconds in which this thread is busy."""
+    if pause == 0:
+        return seconds(call, repeats)
+    total = 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        while time.perf_counter() < start + pause:
+            pass
+        total += seconds(call)
+    return total / repeats
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -57,6 +70,7 @@ def main() -> None:
     add("--threads", type=int, default=2)
     add("--dtypes", default="float32,float32", help="of the two builds (bfloat16: with ml_dtypes)")
     add("--isa", help="avx512, avx2 or generic (the best one)")
+    add("--pause", type=float, default=0, help="microseconds of other work before each call")
     add("--seconds", type=float, default=3.0, help="for each case and pass")
     options = parser.parse_args()
     builds = dict(zip(("old", "new"), map(load, ("old", "new"), options.builds), strict=True))
@@ -78,8 +92,8 @@ def main() -> None:
             while time.perf_counter() < end or len(rates) < 6:
                 rates.append(builds["new"].multiply_add_rate(0.005, options.threads, False, isa))
                 for name in random.sample(list(calls), 2):
-                    once = seconds(calls[name])
-                    times[name].append(seconds(calls[name], max(1, int(0.003 / once))))
+                    repeats = max(1, int(0.003 / seconds(calls[name])))
+                    times[name].append(after_pauses(calls[name], repeats, options.pause / 1e6))
             shortest = case.flops(data.valid_steps, pass_name) / np.median(rates)
             medians = {name: np.median(samples) for name, samples in times.items()}
             ratio = np.median(np.divide(times["old"], times["new"]))

@@ -63,12 +63,17 @@ enum class CudaChoice { kGroups = 0, kHopper, kHopperTf32, kHopperGrid };
 // `run(context, workers, body, argument)` calls body(argument, worker) with worker = 0 on the
 // calling thread and, as threads come free, with distinct 1 <= worker < workers on others; it
 // returns once every body that began has returned. A body that never begins is not waited for, so a
-// pool with one thread, or a busy one, costs time but cannot hang.
+// pool with one thread, or a busy one, costs time but cannot hang. `workers` may be 1: a call uses
+// fewer than it was lent where it has too little work.
 struct Threads {
   int workers = 1;          // upper bound, >= 1
   void* context = nullptr;  // handed to run
   void (*run)(void* context, int workers, void (*body)(void* argument, int worker),
-              void* argument) = nullptr;  // may be null when workers == 1
+              void* argument) = nullptr;  // null: all is done by the caller
+  // How many workers, the caller included, are worth using in a small call: those that need not be
+  // woken, or all, where calls follow so closely that those woken now will be awake for the next.
+  // Null: all.
+  int (*awake)(void* context) = nullptr;
 };
 
 // What is computed; shared by the forward and the backward call. All pointers are host memory.

@@ -55,7 +55,9 @@ def assert_same_rows(whole, rows, part):
     [
         (29, 11, 7, 20),
         (9, 5, 300, 33),
-        (13, 2, 300, 272),  # a row alone: weights not packed, panels together, two blocks
+        (55, 2, 300, 40),  # a row alone: weights not packed, two blocks
+        (13, 2, 300, 272),  # no weights packed, of any row; panels together
+        (12, 4, 300, 40),  # a row alone: packed, x.W ahead of the steps; all: not packed
         (9, 30, 270, 272),  # a row alone: x.W ahead of the steps, in two blocks
     ],
 )

@@ -27,8 +27,9 @@ REGISTRY = {
     "core": ("peers.ours", "Core"),
     "op": ("peers.tf", "Op"),
     "layer": ("peers.tf", "Layer"),
+    "layer_jit": ("peers.tf", "LayerJit"),
 }
-OURS = ("core", "op", "layer")
+OURS = ("core", "op", "layer", "layer_jit")
 CONTROL = "keras"
 CONTROL_AGAIN = "keras_again"
 
@@ -43,6 +44,7 @@ TITLES = {
     "core": "masked_lstm core",
     "op": "masked_lstm op",
     "layer": "masked_lstm layer",
+    "layer_jit": "masked_lstm layer + XLA",
 }
 
 Result = dict[str, np.ndarray]

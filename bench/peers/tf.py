@@ -112,6 +112,20 @@ class Layer(Keras):
         self.version = f"masked_lstm {__version__}"
 
 
+class LayerJit(Layer):
+    """Our layer as KerasJit has Keras'."""
+
+    jit_compile = True
+
+    def __init__(self, threads: int):
+        super().__init__(threads)
+        from masked_lstm import ops
+
+        ops.load()
+        if reason := ops.no_xla_reason():
+            raise ImportError(reason)
+
+
 class Op(TensorFlowPeer):
     """Our op alone in tf.function: what the layer adds is the difference."""
 

@@ -7,14 +7,7 @@ namespace masked_lstm {
 namespace MASKED_LSTM_ISA_NAMESPACE {
 
 static void RunBf16Forward(ForwardJob* job, int worker) {
-  const LstmProblem& p = job->call->problem;
-  const CpuLayout layout = {kWidth<float>, kPanelColumns<float>, p.input_dim, p.units};
-  job->pack.RunAll([&](int64_t item) { PackBf16Panel(*job, layout, item); });
-  ForEachTeam(job->teams, worker, [&](int team, int member) {
-    ForwardTeam<BFloat16, Bf16Product>(job, team, worker).Run(member);
-  });
-  Bf16Product::Release();
-  FillMaskedOutputs<BFloat16>(job, worker == 0);
+  RunForward<BFloat16, Bf16Product>(job, worker);
 }
 
 extern const ForwardFunction kBf16Forward;

@@ -32,9 +32,8 @@ static void PackBf16Rows(const BFloat16* weights, int64_t rows, int64_t units, i
   }
 }
 
-static void PackBf16Panel(const ForwardJob& job, const CpuLayout& layout, int64_t panel) {
-  const LstmProblem& p = job.call->problem;
-  BFloat16* packed = static_cast<BFloat16*>(job.packed);
+static void PackBf16Panel(const LstmProblem& p, const CpuLayout& layout, BFloat16* packed,
+                          int64_t panel) {
   BFloat16* to = packed + panel * layout.bf16_panel_size();
   float* bias =
       reinterpret_cast<float*>(packed + layout.forward_panels() * layout.bf16_panel_size()) +
@@ -58,6 +57,17 @@ struct Bf16Panel {
   const BFloat16* h;
   int64_t x_blocks, h_blocks;
   int64_t x_stride, h_stride;  // values
+};
+
+// What both products below have in common.
+struct Bf16Weights {
+  using Operand = BFloat16;
+  using Panel = Bf16Panel;
+
+  static void Pack(const LstmProblem& p, const CpuLayout& layout, Operand* packed, int64_t begin,
+                   int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) PackBf16Panel(p, layout, packed, panel);
+  }
 };
 
 #if defined(__AMX_BF16__)
@@ -170,11 +180,8 @@ class AmxSums {
 };
 
 // Gates' sums, then the cell, of all slots.
-class Bf16Product {
+class Bf16Product : public Bf16Weights {
  public:
-  using Operand = BFloat16;
-  using Panel = Bf16Panel;
-
   template <typename Slots>
   MASKED_LSTM_INLINE void Run(const Slots& slots, const Bf16Panel& panel, int64_t units,
                               int64_t unit, float* sums) {
@@ -210,11 +217,8 @@ class Bf16Product {
 #else
 
 // Pairs of rows by VDPBF16PS, in registers from the bias to the cell.
-class Bf16Product {
+class Bf16Product : public Bf16Weights {
  public:
-  using Operand = BFloat16;
-  using Panel = Bf16Panel;
-
   template <typename Slots>
   MASKED_LSTM_INLINE void Run(const Slots& slots, const Bf16Panel& panel, int64_t units,
                               int64_t unit, float* memory) {

@@ -1,6 +1,7 @@
 #include "cpu/cpu_lstm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "cpu/choose_slots.h"
@@ -119,16 +120,37 @@ void LayOutTeams(Arena* arena, int workers, int64_t team_values, int64_t worker_
   }
 }
 
-// Handing work to a thread costs some microseconds: about what this many multiply-adds take.
+// Handing work to a thread costs some microseconds: about what this many multiply-adds of float32
+// take, with vectors of 64 bytes.
 constexpr double kMultiplyAddsPerThread = 400e3;
+// Waking one that sleeps takes as long as all of a call with less.
+constexpr double kMultiplyAddsToWakeFor = 2e6;
 
-Threads WorthTheWork(const Threads& threads, const LstmProblem& p, int64_t steps) {
-  // Packing counts like a step.
-  const double work = 4.0 * static_cast<double>(steps + 1) * static_cast<double>(p.units) *
-                      static_cast<double>(p.input_dim + p.units);
+// Of the forward pass; packing counts like a step.
+double MultiplyAdds(const LstmProblem& p, double steps) {
+  return 4.0 * (steps + 1) * static_cast<double>(p.units) *
+         static_cast<double>(p.input_dim + p.units);
+}
+
+// The most workers that any number of steps can keep busy: others have no room in a layout.
+int MostWorkers(const LstmProblem& p, int workers) {
+  const double steps = static_cast<double>(p.batch) * static_cast<double>(p.timesteps);
+  return static_cast<int>(
+      std::min<double>(workers, 1 + MultiplyAdds(p, steps) / kMultiplyAddsPerThread));
+}
+
+// passes: 1 forward, 2 backward, in which each step has twice the multiply-adds.
+Threads WorthTheWork(const Threads& threads, const LstmProblem& p, int64_t steps,
+                     const CpuKernels& kernels, int passes) {
+  const double work = MultiplyAdds(p, static_cast<double>(steps));
   Threads used = threads;
-  const double most = 1 + work / kMultiplyAddsPerThread;
-  if (used.workers > most) used.workers = static_cast<int>(most);
+  used.workers = static_cast<int>(
+      std::min<double>(MostWorkers(p, threads.workers), 1 + work / kMultiplyAddsPerThread));
+  const double values_at_once = static_cast<double>(kernels.vector_bytes / ComputeBytes(p.dtype));
+  const bool small = passes * work / (values_at_once / 16) < kMultiplyAddsToWakeFor;
+  if (used.workers > 1 && small && threads.awake != nullptr) {
+    used.workers = std::min(used.workers, std::max(1, threads.awake(threads.context)));
+  }
   return used;
 }
 
@@ -143,7 +165,7 @@ struct Region {
     region.worker(region.job, index);
   }
   void Run(const Threads& threads) {
-    if (threads.workers <= 1) {
+    if (threads.run == nullptr) {
       Body(this, 0);
     } else {
       threads.run(threads.context, threads.workers, Body, this);
@@ -151,17 +173,25 @@ struct Region {
   }
 };
 
-// Calls that read the weights so few times do not pay for packing them.
-constexpr int64_t kUnpackedPasses = 3;
+// Calls that read the weights so few times do not pay for packing them: more where vectors are as
+// wide as a cache line, the weights in reach of the caches, and no x.W could be computed ahead.
+int64_t UnpackedPasses(int vector_bytes, bool few_rows, int64_t weights) {
+  return vector_bytes == 64 && !few_rows && weights <= kFarBytes ? 8 : 3;
+}
 
 // Units whose sums a worker keeps in the first-level cache, for all slots, where weights are read
 // in place.
 constexpr int64_t kInPlaceUnits = 64;
 // Units that are packed together.
 constexpr int64_t kPackUnits = 64;
+// Weights of up to so many bytes, and so many in all copies, are packed by each worker for itself:
+// the next call packs into the same lines, and one that another core has read meanwhile takes
+// longer to be written than to be packed.
+constexpr int64_t kCopiedBytes = 1 << 20, kAllCopiesBytes = 8 << 20;
 
 size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int workers, void* workspace,
                      ForwardJob* job) {
+  workers = MostWorkers(p, workers);
   const CpuLayout layout = LayoutOf(p, kernels);
   const int64_t bytes = ComputeBytes(p.dtype), panels = layout.forward_panels();
   const bool bf16 = p.dtype == DType::kBFloat16 && kernels.bf16_tile_rows > 0;
@@ -177,12 +207,13 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   const bool widened = StoredBytes(p.dtype) != bytes;
   const bool factors = p.input_factors != nullptr || p.recurrent_factors != nullptr;
   const int64_t passes = p.timesteps * CpuLayout::Panels(p.batch, kernels.tile_rows);
-  const bool in_place = passes <= kUnpackedPasses && !widened && !factors;
+  const bool few_rows = p.timesteps > 1 && CpuLayout::Panels(p.batch, job->teams.count) < tile;
+  const bool in_place =
+      passes <= UnpackedPasses(kernels.vector_bytes, few_rows, weights) && !widened && !factors;
   job->first_packed = in_place ? p.units / layout.width : 0;
   // With few slots per step, x.W of several steps at once fills tiles, and halves what a step
   // reads.
-  const bool thin = !bf16 && job->first_packed == 0 && p.timesteps > 1 &&
-                    (p.batch + job->teams.count - 1) / job->teams.count < kernels.tile_rows;
+  const bool thin = !bf16 && job->first_packed == 0 && few_rows;
   job->projected = thin ? kProjectedSteps : 0;
   const int64_t copies = p.input_factors != nullptr ? 4 : widened ? 1 : 0;
   job->staged = copies * (thin ? kProjectedSteps : 1);
@@ -199,16 +230,24 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   } else if (!bf16 && p.batch == 1) {
     job->item_panels = WidePanels(kernels.tile_rows);
   }
-  job->packed = arena.Take<void>(weights);
+  // All workers are to have some.
+  job->pack_panels =
+      bf16 ? 1 : std::max<int64_t>(1, std::min(kPackUnits / layout.width, panels / (2 * workers)));
+  const int64_t groups = CpuLayout::Panels(panels - job->first_packed, job->pack_panels);
+  const bool own = weights <= kCopiedBytes && workers * weights <= kAllCopiesBytes;
+  job->states = CpuLayout::RoundUp(weights, 64);
+  const int64_t copy = groups == 0 ? 0 : CpuLayout::RoundUp(job->states + groups * 4, 64);
+  job->packed_bytes = own ? copy : 0;
+  job->packed = arena.Take<char>(own ? workers * copy : copy);
+  for (int w = 0; workspace != nullptr && w < (own ? workers : 1); ++w) {
+    std::memset(job->packed + w * copy + job->states, 0, groups * 4);
+  }
+  job->pack.size = own || job->teams.count == 1 ? 0 : groups;
   job->finished = arena.Take<int32_t>(p.batch * sizeof(int32_t));
   if (workspace != nullptr) std::fill_n(job->finished, p.batch, -1);
   LayOutTeams<ForwardSlots<float, float>>(&arena, workers, team_values, worker_values, bytes,
                                           CpuLayout::Panels(panels, job->item_panels),
                                           workspace != nullptr, &job->teams);
-  // Neighbours share cache lines of the matrices; but all workers are to have some.
-  job->pack_panels =
-      bf16 ? 1 : std::max<int64_t>(1, std::min(kPackUnits / layout.width, panels / (2 * workers)));
-  job->pack.size = CpuLayout::Panels(panels - job->first_packed, job->pack_panels);
   job->rows.size = p.batch;
   if (workspace != nullptr) {
     job->schedule = BuildSchedule(p, schedule);
@@ -257,6 +296,7 @@ void PlanPieces(const LstmProblem& p, const CpuKernels& kernels, const CpuLayout
 
 size_t LayOutBackward(const LstmProblem& p, int64_t steps, bool with_dx, const CpuKernels& kernels,
                       int workers, void* workspace, BackwardJob* job) {
+  workers = MostWorkers(p, workers);
   const CpuLayout layout = LayoutOf(p, kernels);
   const int64_t bytes = ComputeBytes(p.dtype), recurrent_panels = layout.recurrent_panels();
   Arena arena(workspace);
@@ -306,7 +346,7 @@ void CpuForward(const LstmForward& call, int64_t steps, const CpuKernels& kernel
   const bool fill = call.outputs != nullptr && p.return_sequences && HasMaskedSteps(p, steps);
   job.fill.size = fill ? p.batch : 0;
   Region<ForwardJob>{&job, kernels.forward[static_cast<int>(p.dtype)]}.Run(
-      WorthTheWork(threads, p, steps));
+      WorthTheWork(threads, p, steps, kernels, 1));
 }
 
 void CpuBackward(const LstmBackward& call, int64_t steps, const CpuKernels& kernels,
@@ -317,7 +357,7 @@ void CpuBackward(const LstmBackward& call, int64_t steps, const CpuKernels& kern
   job.reserve = call.reserve;
   LayOutBackward(p, steps, call.dx != nullptr, kernels, threads.workers, call.workspace, &job);
   Region<BackwardJob>{&job, kernels.backward[static_cast<int>(p.dtype)]}.Run(
-      WorthTheWork(threads, p, steps));
+      WorthTheWork(threads, p, steps, kernels, 2));
 }
 
 }  // namespace masked_lstm

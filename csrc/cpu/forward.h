@@ -1,6 +1,7 @@
-// Forward pass of one worker: first its share of packing weights, then teams of slots. Each slot
-// holds one sequence at its own step; when a sequence ends, the next one moves in, so tiles stay
-// full whatever the lengths are.
+// Forward pass of one worker: teams of slots. Each slot holds one sequence at its own step; when a
+// sequence ends, the next one moves in, so tiles stay full whatever the lengths are. Panels of
+// weights are packed when they are first needed, by the worker that needs them: they are in its
+// cache then.
 #pragma once
 
 #include "forward_in_place.h"
@@ -15,9 +16,15 @@ namespace MASKED_LSTM_ISA_NAMESPACE {
 
 // How a team computes its slots' sums. This one: x and h in the type of computation, ForwardTile.
 // The other one is in bf16_tile.h.
-template <typename T>
+template <typename Stored>
 struct VectorProduct {
-  using Operand = T;  // what x and h are multiplied as
+  using Operand = Compute<Stored>;  // what x and h are multiplied as
+
+  static void Pack(const LstmProblem& p, const CpuLayout& layout, Operand* packed, int64_t begin,
+                   int64_t end) {
+    PackForwardPanels<Stored>(p, layout, packed, begin, end);
+  }
+  static void Release() {}
 };
 
 // One team's slots, as one of its members sees them: what TeamQueue::Run asks for.
@@ -35,6 +42,7 @@ class ForwardTeam {
         call_(*job->call),
         p_(job->call->problem),
         layout_{kWidth<T>, kPanelColumns<T>, p_.input_dim, p_.units},
+        packed_(reinterpret_cast<Operand*>(job->packed + worker * job->packed_bytes)),
         queue_(reinterpret_cast<TeamQueue*>(job->teams.memory + team * job->teams.bytes)),
         slots_(*reinterpret_cast<Slots*>(queue_ + 1)),
         memory_(reinterpret_cast<T*>(&slots_ + 1)),
@@ -42,6 +50,23 @@ class ForwardTeam {
             reinterpret_cast<T*>(job->teams.worker_memory + worker * job->teams.worker_bytes)) {}
 
   void Run(int member) { queue_->Run(member, this); }
+
+  // Waits for another worker that has begun to.
+  void PackOnce(int64_t group) {
+    int32_t* state = reinterpret_cast<int32_t*>(reinterpret_cast<char*>(packed_) + job_.states);
+    state += group;
+    int32_t expected = kUnpacked;
+    if (__atomic_load_n(state, __ATOMIC_ACQUIRE) == kPacked) return;
+    if (__atomic_compare_exchange_n(state, &expected, kBeingPacked, false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED)) {
+      const int64_t begin = job_.first_packed + group * job_.pack_panels;
+      const int64_t panels = layout_.forward_panels(), end = begin + job_.pack_panels;
+      Product::Pack(p_, layout_, packed_, begin, end < panels ? end : panels);
+      __atomic_store_n(state, kPacked, __ATOMIC_RELEASE);
+      return;
+    }
+    for (int spins = 0; __atomic_load_n(state, __ATOMIC_ACQUIRE) != kPacked;) SpinWait(&spins);
+  }
 
   bool Start() {
     if constexpr (kBf16) {
@@ -81,12 +106,15 @@ class ForwardTeam {
   }
 
   void Item(int64_t item) {
+    const int64_t panels = layout_.forward_panels();
+    int64_t begin = item * job_.item_panels;
+    const int64_t end = begin + job_.item_panels < panels ? begin + job_.item_panels : panels;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      if (panel >= job_.first_packed) PackOnce((panel - job_.first_packed) / job_.pack_panels);
+    }
     if constexpr (kBf16) {
       StepBf16(item);
     } else {
-      const int64_t panels = layout_.forward_panels();
-      int64_t begin = item * job_.item_panels;
-      const int64_t end = begin + job_.item_panels < panels ? begin + job_.item_panels : panels;
       if (begin < job_.first_packed) {
         const int64_t in_place = end < job_.first_packed ? end : job_.first_packed;
         StepInPlace(begin, in_place);
@@ -161,10 +189,9 @@ class ForwardTeam {
   }
 
   void StepBf16(int64_t panel_index) {
-    const Operand* packed = static_cast<const Operand*>(job_.packed);
-    const Operand* biases = packed + layout_.forward_panels() * layout_.bf16_panel_size();
+    const Operand* biases = packed_ + layout_.forward_panels() * layout_.bf16_panel_size();
     const typename Product::Panel panel = {
-        packed + panel_index * layout_.bf16_panel_size(),
+        packed_ + panel_index * layout_.bf16_panel_size(),
         reinterpret_cast<const T*>(biases) + panel_index * layout_.panel_columns,
         slots_.staged[0],
         slots_.h[0],
@@ -176,10 +203,9 @@ class ForwardTeam {
   }
 
   PanelView<T> View(int64_t panel) const {
-    const T* packed = static_cast<const T*>(job_.packed);
-    const T* kernel = packed + panel * layout_.forward_panel_size();
+    const T* kernel = packed_ + panel * layout_.forward_panel_size();
     return {kernel, kernel + p_.input_dim * layout_.panel_columns,
-            packed + layout_.forward_panels() * layout_.forward_panel_size() +
+            packed_ + layout_.forward_panels() * layout_.forward_panel_size() +
                 panel * layout_.panel_columns};
   }
 
@@ -401,6 +427,7 @@ class ForwardTeam {
   const LstmForward& call_;
   const LstmProblem& p_;
   const CpuLayout layout_;
+  Operand* packed_;
   TeamQueue* queue_;
   Slots& slots_;    // shared
   T* memory_;       // shared
@@ -441,20 +468,13 @@ static void FillMaskedOutputs(ForwardJob* job, bool stay) {
   }
 }
 
-template <typename Stored>
+template <typename Stored, typename Product = VectorProduct<Stored>>
 static void RunForward(ForwardJob* job, int worker) {
-  using T = Compute<Stored>;
-  const LstmProblem& p = job->call->problem;
-  const CpuLayout layout = {kWidth<T>, kPanelColumns<T>, p.input_dim, p.units};
-  job->pack.RunAll([&](int64_t item) {
-    const int64_t panels = layout.forward_panels();
-    const int64_t begin = job->first_packed + item * job->pack_panels;
-    const int64_t end = begin + job->pack_panels;
-    PackForwardPanels<Stored>(*job, layout, begin, end < panels ? end : panels);
-  });
-  ForEachTeam(job->teams, worker, [&](int team, int member) {
-    ForwardTeam<Stored, VectorProduct<T>>(job, team, worker).Run(member);
-  });
+  using Team = ForwardTeam<Stored, Product>;
+  job->pack.RunAll([&](int64_t group) { Team(job, /*team=*/0, worker).PackOnce(group); });
+  ForEachTeam(job->teams, worker,
+              [&](int team, int member) { Team(job, team, worker).Run(member); });
+  Product::Release();
   FillMaskedOutputs<Stored>(job, worker == 0);
 }
 

@@ -96,16 +96,21 @@ MASKED_LSTM_INLINE void ForEachTeam(const Teams& teams, int worker, F&& f) {
   for (int i = 1; teams.help && i < teams.count; ++i) f((worker + i) % teams.count, member);
 }
 
+// Of a group of panels, which whoever needs it first packs.
+enum PackState : int32_t { kUnpacked = 0, kBeingPacked, kPacked };
+
 struct ForwardJob {
   const LstmForward* call;
   Schedule schedule;
-  WorkQueue pack;     // pack_panels panels of weights each, from first_packed on
-  WorkQueue rows;     // rows of the batch, longest first
-  WorkQueue fill;     // rows of the batch, in `finished`, for the outputs at masked steps
-  int32_t* finished;  // (B) rows in the order in which they were done; -1: not yet
-  int64_t pack_panels;
+  WorkQueue pack;        // groups of panels, where teams share a copy: it is packed beforehand
+  WorkQueue rows;        // rows of the batch, longest first
+  WorkQueue fill;        // rows of the batch, in `finished`, for the outputs at masked steps
+  int32_t* finished;     // (B) rows in the order in which they were done; -1: not yet
+  char* packed;          // panels, then packed bias, then int32 PackState of each group of panels
+  int64_t packed_bytes;  // from one worker's copy to the next one's; 0: all share one
+  int64_t states;        // from a copy's begin to the states: bytes
+  int64_t pack_panels;   // panels in a group: neighbours, whose weights share cache lines
   int64_t first_packed;  // panels before it are read where the weights are
-  void* packed;          // panels, then packed bias
   int64_t item_panels;   // of an item of a step
   int64_t projected;     // steps of a slot whose x.W is computed ahead at once; 0: none
   int64_t staged;        // inputs of a slot that are copied at once, one for each gate where they

@@ -27,15 +27,12 @@ static void PackGateRows(const Stored* weights, int64_t rows, int64_t units, int
   }
 }
 
-// Panels [begin, end).
-template <typename Stored>
-static void PackForwardPanels(const ForwardJob& job, const CpuLayout& layout, int64_t begin,
-                              int64_t end) {
-  using T = Compute<Stored>;
-  const LstmProblem& p = job.call->problem;
+// Panels [begin, end) of `packed`.
+template <typename Stored, typename T = Compute<Stored>>
+static void PackForwardPanels(const LstmProblem& p, const CpuLayout& layout, T* packed,
+                              int64_t begin, int64_t end) {
   const int64_t unit = begin * layout.width, panels = end - begin;
   const int64_t size = layout.forward_panel_size(), columns = layout.panel_columns;
-  T* packed = static_cast<T*>(job.packed);
   T* to = packed + begin * size;
   T* bias = packed + layout.forward_panels() * size + begin * columns;
   PackGateRows(static_cast<const Stored*>(p.kernel), p.input_dim, p.units, unit, panels, size, to);

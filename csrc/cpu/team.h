@@ -56,7 +56,7 @@ struct TeamQueue {
     }
   }
 
-  // The next item of range r, or -1. Odd phases walk a range backwards: what the cache kept of the
+  // The next item of range r, or -1. Even phases walk a range backwards: what the cache kept of the
   // end of the phase before is used first.
   MASKED_LSTM_INLINE int64_t Take(int r, int64_t* of_phase) {
     const int64_t ticket = __atomic_fetch_add(&range[r].ticket, 1, __ATOMIC_ACQUIRE);
@@ -64,12 +64,12 @@ struct TeamQueue {
     const int64_t index = ticket & 0xffffffff;
     if (index >= end - begin) return -1;
     *of_phase = ticket >> 32;
-    return *of_phase % 2 == 0 ? begin + index : end - 1 - index;
+    return *of_phase % 2 == 0 ? end - 1 - index : begin + index;
   }
 
   // What its taker will probably take after `item`.
   MASKED_LSTM_INLINE int64_t LikelyNext(int64_t item) const {
-    const int64_t next = __atomic_load_n(&phase, __ATOMIC_RELAXED) % 2 == 0 ? item + 1 : item - 1;
+    const int64_t next = __atomic_load_n(&phase, __ATOMIC_RELAXED) % 2 == 0 ? item - 1 : item + 1;
     return next < 0 || next >= items ? item : next;
   }
 

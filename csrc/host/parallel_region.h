@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -12,14 +13,20 @@
 
 namespace masked_lstm {
 
-// Looks for about 20 us whether `done` holds.
+// Threads look so long for work before they sleep: a wake-up costs as much.
+constexpr std::chrono::microseconds kLook(20);
+
+// Looks whether `done` holds, for as long.
 template <typename Condition>
-bool SpinUntil(Condition done) {
-  for (int spins = 0; spins < 500; ++spins) {
-    if (done()) return true;
+bool SpinUntil(Condition done, std::chrono::steady_clock::duration for_time = kLook) {
+  using Clock = std::chrono::steady_clock;
+  for (const Clock::time_point end = Clock::now() + for_time; Clock::now() < end;) {
+    for (int spins = 0; spins < 10; ++spins) {
+      if (done()) return true;
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
+      __builtin_ia32_pause();
 #endif
+    }
   }
   return false;
 }
@@ -71,8 +78,9 @@ class ParallelRegion {
         std::lock_guard<std::mutex> lock(mutex);
         closed = true;
       }
-      // Workers run out of work at nearly the same time: mostly cheaper than going to sleep.
-      if (SpinUntil([this] { return inside == 0; })) return;
+      // Workers run out of work at nearly the same time, or, where they were woken, as much later
+      // as they began: mostly cheaper than going to sleep.
+      if (SpinUntil([this] { return inside == 0; }, 5 * kLook)) return;
       std::unique_lock<std::mutex> lock(mutex);
       empty.wait(lock, [this] { return inside == 0; });
     }

@@ -4,10 +4,12 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -18,6 +20,8 @@ namespace masked_lstm {
 namespace {
 
 class ThreadPool {
+  using Clock = std::chrono::steady_clock;
+
  public:
   // A forked child has none of its parent's threads: it gets a pool of its own. Pools are never
   // destroyed, so no thread outlives what it uses.
@@ -67,19 +71,32 @@ class ThreadPool {
 #endif
   }
 
+  // Threads that look for work; all of them where calls follow each other so closely that one which
+  // is woken now will still look when the next call comes.
+  int Awake() const {
+    const Clock::rep since = Clock::now().time_since_epoch().count() - last_end_;
+    return Clock::duration(since) < kLook ? std::numeric_limits<int>::max() - 1 : looking_.load();
+  }
+
+  void CallEnds() { last_end_ = Clock::now().time_since_epoch().count(); }
+
+  // Wakes nobody where enough threads look: one that gives up looks once more before it sleeps.
   void Schedule(std::function<void()> closure) {
+    bool wake = false;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       queue_.push_back(std::move(closure));
-      ++queued_;
+      wake = ++queued_ > looking_;
     }
-    wake_.notify_one();
+    if (wake) wake_.notify_one();
   }
 
  private:
   void Loop() {
     while (true) {
+      ++looking_;
       SpinUntil([this] { return queued_ > 0; });  // calls often follow each other closely
+      --looking_;
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [this] { return !queue_.empty(); });
       std::function<void()> closure = std::move(queue_.front());
@@ -95,17 +112,24 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> queue_;
-  std::atomic<int> queued_{0};   // its size, for a look without the mutex
-  std::atomic<int> running_{0};  // closures
+  std::atomic<int> queued_{0};           // its size, for a look without the mutex
+  std::atomic<int> running_{0};          // closures
+  std::atomic<int> looking_{0};          // threads that will find a closure without being woken
+  std::atomic<Clock::rep> last_end_{0};  // of a call
   std::vector<pthread_t> threads_;
   int avoided_cpu_ = -1;
 };
 
 void Run(void* context, int workers, void (*body)(void*, int), void* argument) {
   ThreadPool* pool = static_cast<ThreadPool*>(context);
-  pool->AvoidCallersCpu();
-  ParallelRegion::Run(workers, body, argument,
-                      [pool](auto closure) { pool->Schedule(std::move(closure)); });
+  if (workers > 1) {
+    pool->AvoidCallersCpu();
+    ParallelRegion::Run(workers, body, argument,
+                        [pool](auto closure) { pool->Schedule(std::move(closure)); });
+  } else {
+    body(argument, 0);
+  }
+  pool->CallEnds();
 }
 
 }  // namespace
@@ -118,6 +142,7 @@ Threads PoolThreads(int workers) {
     pool.GrowTo(workers - 1);
     threads.context = &pool;
     threads.run = Run;
+    threads.awake = [](void* context) { return 1 + static_cast<ThreadPool*>(context)->Awake(); };
   }
   return threads;
 }

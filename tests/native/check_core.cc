@@ -341,6 +341,7 @@ void Check(const std::vector<const CpuKernels*>& sets) {
   const Shape shapes[] = {{1, 1, 1, 1},     {5, 4, 3, 5},    {13, 5, 9, 17},   {29, 3, 70, 33},
                           {2, 90, 2, 3},    {0, 3, 2, 2},    {3, 0, 2, 2},     {3, 2, 0, 4},
                           {4, 3, 300, 65},  {3, 150, 5, 20}, {24, 12, 40, 48}, {1, 60, 70, 96},
+                          {40, 1, 9, 65},      // weights in place, several tiles of slots
                           {2, 8, 300, 40},     // x.W ahead of the steps; all workers in one team
                           {3, 2, 40, 520},     // weights so large that workers share them
                           {12, 6, 420, 104}};  // workers help another team
@@ -396,6 +397,46 @@ void CheckWorkspace() {
   }
 }
 
+// A call of little work asks which threads need not be woken, and is run by no more workers.
+void CheckWhoIsWoken() {
+  struct Pool {
+    int awake;
+    int asked = 0, workers = 0;
+  };
+  constexpr int64_t kSize = 104;  // 430k multiply-adds for four rows
+  const std::vector<float> kernel(kSize * 4 * kSize, 0.01f), x(64 * kSize, 1.0f);
+  std::vector<float> h(64 * kSize), c(64 * kSize);
+  const auto workers_of = [&](int64_t batch, int awake, int* asked) {
+    Pool pool = {awake};
+    Threads threads;
+    threads.workers = 2;
+    threads.context = &pool;
+    threads.run = [](void* context, int workers, void (*body)(void*, int), void* argument) {
+      static_cast<Pool*>(context)->workers = workers;
+      body(argument, 0);
+    };
+    threads.awake = [](void* context) {
+      ++static_cast<Pool*>(context)->asked;
+      return static_cast<Pool*>(context)->awake;
+    };
+    LstmForward call;
+    LstmProblem& p = call.problem;
+    p.batch = batch, p.timesteps = 1, p.input_dim = p.units = kSize;
+    p.x = x.data(), p.kernel = p.recurrent_kernel = kernel.data();
+    call.h = h.data(), call.c = c.data();
+    Expect(LstmForwardWorkspaceBytes(p, threads.workers, &call.workspace_bytes), "who is woken");
+    std::vector<char> workspace(call.workspace_bytes);
+    call.workspace = workspace.data();
+    Expect(RunLstmForward(call, threads), "who is woken");
+    *asked = pool.asked;
+    return pool.workers;
+  };
+  int asked = 0;
+  if (workers_of(4, 1, &asked) != 1 || asked != 1) Fail("a small call wakes", "who is woken");
+  if (workers_of(4, 2, &asked) != 2 || asked != 1) Fail("a small call waits", "who is woken");
+  if (workers_of(64, 1, &asked) != 2 || asked != 0) Fail("a large call asks", "who is woken");
+}
+
 }  // namespace
 
 // With an argument only what matters to races: how workers share is the same code for every
@@ -404,6 +445,7 @@ int main(int argc, char**) {
   const bool races = argc > 1;
   for (int threads : {1, 2}) CheckCallersInsideThePool(threads);
   CheckWorkspace();
+  CheckWhoIsWoken();
   std::vector<const CpuKernels*> sets;
   for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
     const CpuKernels* kernels = nullptr;
