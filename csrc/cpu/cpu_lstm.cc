@@ -234,9 +234,9 @@ size_t LayOutForward(const LstmProblem& p, const CpuKernels& kernels, int worker
   job->pack_panels =
       bf16 ? 1 : std::max<int64_t>(1, std::min(kPackUnits / layout.width, panels / (2 * workers)));
   const int64_t groups = CpuLayout::Panels(panels - job->first_packed, job->pack_panels);
-  const bool own = weights <= kCopiedBytes && workers * weights <= kAllCopiesBytes;
+  const bool own = groups > 0 && weights <= kCopiedBytes && workers * weights <= kAllCopiesBytes;
   job->states = CpuLayout::RoundUp(weights, 64);
-  const int64_t copy = groups == 0 ? 0 : CpuLayout::RoundUp(job->states + groups * 4, 64);
+  const int64_t copy = CpuLayout::RoundUp(job->states + groups * 4, 64);
   job->packed_bytes = own ? copy : 0;
   job->packed = arena.Take<char>(own ? workers * copy : copy);
   for (int w = 0; workspace != nullptr && w < (own ? workers : 1); ++w) {
