@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -29,7 +30,8 @@ def draw_all(rows: Rows, folder: Path) -> list[Path]:
             if drawn := draw(shown):
                 figure, note = drawn
                 where = f"{', '.join(machine)}, {most:.0f} threads, {_commits(shown)}"
-                figure.supxlabel(f"{note}\n{where}", fontsize=9)
+                per_line = int(13 * figure.get_figwidth())  # characters of this size in an inch
+                figure.supxlabel(f"{note}\n{textwrap.fill(where, per_line)}", fontsize=9)
                 for axis in figure.axes:
                     axis.spines[["top", "right"]].set_visible(False)
                 written.append(folder / f"{draw.__name__}.png")
