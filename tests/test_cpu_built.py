@@ -9,12 +9,8 @@ import pytest
 
 from masked_lstm import ops
 
-# Functions that hold a full tile's sums in registers, and multiply-adds for each row of a panel.
-TILES = {
-    "avx512": (6, "zmm"),
-    "avx2": (3, "ymm"),
-}
-FUNCTIONS = (
+TILES = {"avx512": (6, "zmm"), "avx2": (3, "ymm")}  # rows of a full tile, and its registers
+FUNCTIONS = (  # that hold a full tile's sums
     "ForwardTile<float, {rows}, float>",
     "MultiplyTile<float, {rows}, 4>",
     "WeightGradients<float>::AddTile<{rows}>",
