@@ -90,11 +90,9 @@ static MASKED_LSTM_NOINLINE void FinishCell(const ForwardSlots<T, Stored, Operan
   }
 }
 
-// Of S slots: as many as are finished operation by operation. Three at once leave registers for the
-// sums of all; narrow vectors have none to spare.
-constexpr int CellsTogether(int S) {
-  return MASKED_LSTM_VECTOR_BYTES < 64 ? 1 : S % 3 == 0 ? 3 : S % 2 == 0 ? 2 : 1;
-}
+// Of S slots: as many as are finished operation by operation, so that one's latency hides behind
+// the others'.
+constexpr int CellsTogether(int S) { return S % 3 == 0 ? 3 : S % 2 == 0 ? 2 : 1; }
 
 // The cells of slots [first, first + S) from their gates' sums. `memory` is overwritten: 4 vectors
 // for each slot, those of a gate `gate_stride` apart from the next one's.
